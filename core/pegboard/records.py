@@ -1,0 +1,432 @@
+"""The records that hooks take and return: frozen, keyword-only, each field with its meaning.
+
+Nothing here imports torch, so that reading a bundle or listing plugins stays cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import Dataset
+
+    from pegboard.bundle import Bundle
+
+Array = npt.NDArray[Any]
+Rows = Mapping[str, Array]
+"""A table in columns of equal length: one row per unit that evaluation counts."""
+
+Thresholds = Mapping[str, float]
+"""Named decision thresholds, chosen on the validation split and carried by the bundle."""
+
+Split = Literal["train", "validation", "test"]
+Direction = Literal["higher", "lower"]
+
+# --------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One record on its way to the model: raw inputs by signature name, and what is true."""
+
+    inputs: Mapping[str, Any]
+    """Arrays by the names of the signature's inputs, without the batch axis."""
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    """Arrays that the loss and the metrics compare with; empty when nothing is known."""
+    key: str = ""
+    """Where the sample comes from, for messages and galleries; never personal data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples stacked along a first axis."""
+
+    inputs: Mapping[str, torch.Tensor]
+    """Tensors (B, ...) by the names of the signature's inputs."""
+    targets: Mapping[str, Any]
+    """Tensors (B, ...), or lists of B where samples differ in shape."""
+    keys: Sequence[str] = ()
+    """The samples' keys, in order."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        return Batch(
+            inputs={name: tensor.to(device) for name, tensor in self.inputs.items()},
+            targets={
+                name: value.to(device) if hasattr(value, "to") else value
+                for name, value in self.targets.items()
+            },
+            keys=self.keys,
+        )
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the inputs as arrays, the form that a predictor takes."""
+        return {name: tensor.numpy() for name, tensor in self.inputs.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that `check` noticed in the data."""
+
+    level: Literal["error", "warning", "note"]
+    """An error stops the run; a warning and a note are printed and kept in `check.json`."""
+    what: str
+    """The thing that is wrong, with its count."""
+    where: str
+    """File and row, image, series or scan."""
+    remedy: str
+    """What to do about it."""
+
+
+# --------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """How the weights move."""
+
+    optimizer: torch.optim.Optimizer
+    """Over the parameters of the model it was asked for."""
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    """Stepped once after every optimiser step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number that `evaluate` reports: a pure function of the rows and the thresholds."""
+
+    name: str
+    """As printed: `average_precision`."""
+    compute: Callable[[Rows, Thresholds], float]
+    """Takes the table that `tabulate` made and the thresholds; NaN where it is not defined."""
+    direction: Direction
+    """Which way is better."""
+    headline: bool = False
+    """Exactly one metric of a solution selects the checkpoint and guards compression."""
+    unit: str = ""
+    """`share`, `mm`, `EUR`; empty for a plain number."""
+    group: str = ""
+    """The column whose values are resampled together for the confidence interval (a patient, a
+    card); empty when rows are independent."""
+    description: str = ""
+    """One sentence for the report."""
+
+
+class Predictor(Protocol):
+    """A deployable on a backend: arrays by signature name in, arrays by signature name out."""
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What the trade uses today, measured beside the model with the same metrics."""
+
+    name: str
+    """As printed: `xgboost`."""
+    fit: Callable[[Dataset[Any], Dataset[Any]], Predictor]
+    """Takes the train and the validation split; returns a predictor with the model's outputs."""
+    description: str = ""
+    """One sentence for the report: library, version, how it was tuned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricValue:
+    """A metric as measured on one split."""
+
+    name: str
+    """The metric's name."""
+    value: float | None
+    """None where the metric is not defined on these rows."""
+    low: float | None = None
+    """Lower end of the 95 % bootstrap confidence interval."""
+    high: float | None = None
+    """Upper end of it."""
+    direction: Direction = "higher"
+    """Which way is better."""
+    headline: bool = False
+    """Whether it is the solution's headline metric."""
+    unit: str = ""
+    """The metric's unit."""
+    description: str = ""
+    """The metric's sentence for the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one predictor reached on one split."""
+
+    name: str
+    """`model`, or the name of the baseline."""
+    split: Split
+    """The split it was measured on."""
+    rows: Rows
+    """The table that `tabulate` made, for metrics and figures."""
+    thresholds: Thresholds
+    """Chosen on the validation split with this same predictor."""
+    metrics: Sequence[MetricValue]
+    """In the order of `build_metrics`, the headline metric first."""
+    baselines: Sequence[Evaluation] = ()
+    """The same for each baseline; empty for a baseline itself."""
+
+    @property
+    def headline(self) -> MetricValue:
+        """The value of the headline metric."""
+        return next(metric for metric in self.metrics if metric.headline)
+
+
+# --------------------------------------------------------------------------- deploy
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One named input or output of a deployable."""
+
+    name: str
+    """The argument's name in the deployable's `forward`, or the key in what it returns."""
+    dtype: str
+    """A NumPy name: `float32`, `int64`, `uint8`."""
+    shape: tuple[int | str, ...]
+    """A number is fixed; a word names a dynamic axis. The first axis is `batch` unless the
+    deployable takes one record at a time."""
+    low: float | None = None
+    """Smallest value that occurs; what synthesis draws from."""
+    high: float | None = None
+    """Largest value that occurs."""
+    unit: str = ""
+    """`EUR`, `HU`, `m`; for a tensor of unlike columns see `channel_units`."""
+    channels: tuple[str, ...] = ()
+    """Names of the places of the last axis, where each has a meaning of its own."""
+    channel_units: tuple[str, ...] = ()
+    """Their units, in the same order."""
+    channel_ranges: tuple[tuple[float, float], ...] = ()
+    """Their smallest and largest usual values, in the same order."""
+    finite: bool = True
+    """Whether NaN and infinity are refused in a request."""
+    description: str = ""
+    """One sentence."""
+
+    def example(self, axes: Mapping[str, int], generator: np.random.Generator) -> Array:
+        """Synthesise an array that fits: dynamic axes as given, values in range."""
+        shape = tuple(axes[axis] if isinstance(axis, str) else axis for axis in self.shape)
+        kind = np.dtype(self.dtype)
+        if self.channel_ranges:
+            low, high = np.array(self.channel_ranges, dtype=np.float64).T
+        else:
+            default_high = 1.0 if kind.kind == "f" else 2.0
+            low = np.float64(0.0 if self.low is None else self.low)
+            high = np.float64(default_high if self.high is None else self.high)
+        drawn: Array = low + generator.random(shape) * (high - low)
+        return drawn.astype(kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """The contract between a deployable and whoever calls it."""
+
+    inputs: tuple[TensorSpec, ...]
+    """In the order of the deployable's arguments."""
+    outputs: tuple[TensorSpec, ...]
+    """In the order they are exported in."""
+    request: Any = None
+    """An example request in the solution's own words, as JSON would carry it."""
+
+    def dynamic_axes(self) -> tuple[str, ...]:
+        """Name every dynamic axis of the inputs, in order of appearance."""
+        words = (axis for spec in self.inputs for axis in spec.shape if isinstance(axis, str))
+        return tuple(dict.fromkeys(words))
+
+    def example(self, *, seed: int = 0, **axes: int) -> dict[str, Array]:
+        """Synthesise inputs; every dynamic axis is 2 long unless given (`batch=8`)."""
+        generator = np.random.default_rng(seed)
+        lengths = {axis: axes.get(axis, 2) for axis in self.dynamic_axes()}
+        return {spec.name: spec.example(lengths, generator) for spec in self.inputs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What a target wrote into the bundle."""
+
+    target: str
+    """The target's name."""
+    variant: str
+    """`fp32`, or the compression that made it: `int8-dynamic`."""
+    path: Path
+    """The model's file or folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What a target needs to export a deployable."""
+
+    deployable: torch.nn.Module
+    """In evaluation mode, on the CPU, float32."""
+    signature: Signature
+    """Names, dtypes and dynamic axes to keep."""
+    folder: Path
+    """An existing folder that the model is written into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressRequest:
+    """What a target needs to make a smaller or faster candidate of its own export."""
+
+    source: Path
+    """The target's fp32 model."""
+    signature: Signature
+    """The same as for the export."""
+    folder: Path
+    """An existing folder that the candidate is written into."""
+    calibration: Sequence[Mapping[str, Array]]
+    """Batches of raw inputs from the train split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A runtime that a deployable can be exported to and run on."""
+
+    name: str
+    """`onnx`, `torch`, `openvino`: what `[deploy] targets` lists."""
+    unavailable: Callable[[], str | None]
+    """None when it can be used here, else the reason with the remedy."""
+    export: Callable[[ExportRequest], Path]
+    """Writes the fp32 model; returns its path inside the request's folder."""
+    load: Callable[[Path, Signature], Predictor]
+    """Opens an exported model; one thread per predictor, so that a server can run many."""
+    compressions: Mapping[str, Callable[[CompressRequest], Path]] = field(default_factory=dict)
+    """Candidates by name: what `[deploy] compress` lists."""
+
+
+# --------------------------------------------------------------------------- report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A picture with its caption, for the report."""
+
+    name: str
+    """A file-name-safe word; also the anchor in the report."""
+    title: str
+    """A heading."""
+    caption: str
+    """What the reader should see in it."""
+    content: str | bytes
+    """An inline `<svg>` or other HTML as text, or the bytes of a PNG."""
+
+
+# --------------------------------------------------------------------------- life cycle
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEvent:
+    """A stage that begins, ended or failed."""
+
+    stage: str
+    """`prepare`, `check`, `train` and so on."""
+    folder: Path
+    """The run's folder."""
+    seconds: float = 0.0
+    """Wall time; zero in `before_stage`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the stage has to say; empty in `before_stage` and `on_stage_error`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent:
+    """One optimiser step, on one process."""
+
+    epoch: int
+    """From 0."""
+    step: int
+    """Optimiser steps since the start of training, from 1."""
+    total_steps: int
+    """Steps that the whole training takes."""
+    rank: int
+    """The process; 0 is the one that writes."""
+    losses: Mapping[str, float]
+    """Named losses of this process's share of the batch; `loss` was minimised."""
+    learning_rate: float
+    """Of the first parameter group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochEvent:
+    """One pass over the train split, with the validation that followed it."""
+
+    epoch: int
+    """From 0."""
+    step: int
+    """Optimiser steps so far."""
+    losses: Mapping[str, float]
+    """Mean training losses of the epoch over all processes."""
+    metrics: Mapping[str, float]
+    """Metrics on the validation split."""
+    best: bool
+    """Whether this epoch's headline metric is the best so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerEvent:
+    """An answer that was given; it carries no input value."""
+
+    solution: str
+    """The solution's name."""
+    count: int
+    """Records in the request."""
+    seconds: float
+    """From request to answer."""
+    target: str
+    """Target and variant that answered: `onnx/fp32`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """A path that a plugin adds to `pegboard serve`."""
+
+    path: str
+    """`/feedback`."""
+    methods: tuple[str, ...]
+    """`("POST",)`."""
+    handler: Callable[[Any, Bundle], Any]
+    """Takes the decoded JSON body and the served bundle; what it returns is sent as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginInfo:
+    """An installed plugin, read from its distribution's metadata without importing it."""
+
+    name: str
+    """The entry point's name; for a solution, what `solution =` names."""
+    distribution: str
+    """The distribution that brings it."""
+    version: str
+    """Its version."""
+    summary: str
+    """Its one-line description."""
+    module: str
+    """Where its hooks are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined:
+    """A plugin that was kept off the board, and why."""
+
+    name: str
+    """The entry point's name, or the path of hooks.py."""
+    distribution: str
+    """The distribution that brings it."""
+    version: str
+    """Its version."""
+    cause: str
+    """The error in one line."""

@@ -1,0 +1,1 @@
+"""Runtimes that the core brings, as plugins like any other."""
