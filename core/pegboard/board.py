@@ -10,7 +10,9 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import logging
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "pegboard"
 PROJECT_PLUGIN = "hooks.py"
-BUILT_IN = ("pegboard.defaults", "pegboard.targets.onnx", "pegboard.targets.torch")
+BUILT_IN = (
+    "pegboard.logs",
+    "pegboard.defaults",
+    "pegboard.targets.onnx",
+    "pegboard.targets.torch",
+)
 """Plugins of the core: the same hooks that are offered to strangers."""
 
 
@@ -168,8 +175,8 @@ def _hang(manager: pluggy.PluginManager, name: str, load: Callable[[], Any]) -> 
     except (Exception, SystemExit) as error:
         if plugin is not None and manager.is_registered(plugin):
             manager.unregister(plugin)
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        return f"{type(error).__name__}: {first_line}"
+        logging.getLogger(__name__).debug("%s cannot be loaded", name, exc_info=error)
+        return f"{type(error).__name__}: {textwrap.shorten(str(error), 300)}"
     return None
 
 

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pegboard.errors import PegboardError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_IN_WORDS = re.compile(
+    # The system's words, Rust's (polars, safetensors), NumPy's and torch.save's.
+    r"No space left on device|File too large|Disk quota exceeded|os error (27|28)\b"
+    r"|\d+ requested and \d+ written|inline_container.*unexpected pos"
+)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error means that a file could not grow, in whichever library's words."""
+    return getattr(error, "errno", None) in _FULL or bool(_FULL_IN_WORDS.search(str(error)))
+
+
+def no_space_for(path: Path | str) -> PegboardError:
+    """Return the error that says so."""
+    return PegboardError(
+        "there is no space left to write to",
+        where=str(path),
+        remedy="free some and give the same command again",
+    )
 
 
 @contextmanager
@@ -17,6 +42,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary sibling of `path` to write to; rename it to `path` on success.
 
     On any error the temporary file or folder is removed and `path` is left as it was.
+
+    Raises:
+        PegboardError: The disk is full; it names `path`, which the system's own error does not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, because writers such as numpy and polars choose the format by it.
@@ -26,6 +54,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if temporary.is_dir() and path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
+    except BaseException as error:
+        if disk_is_full(error):
+            raise no_space_for(path) from error
+        raise
     finally:
         remove(temporary)
 

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pegboard.files import digest_of, remove
-from pegboard.progress import Progress
-from pegboard.project import Project
 from pegboard.records import StageEvent
-from pegboard.runs import Run, data_fingerprint, find_run
+
+if TYPE_CHECKING:
+    from pegboard.progress import Progress
+    from pegboard.project import Project
+    from pegboard.runs import Run
 
 Facts = Mapping[str, Any]
 
@@ -124,6 +126,9 @@ def prepare(project: Project, progress: Progress) -> list[Path]:
 
 def open_run(project: Project, progress: Progress, *, new: bool = False) -> Run:
     """Prepare the data and find the run that these settings and this data belong to."""
+    # Here and not above: `pegboard --help` lists the stages and must not wait for pydantic.
+    from pegboard.runs import data_fingerprint, find_run
+
     return find_run(project, data_fingerprint(prepare(project, progress)), new=new)
 
 

@@ -10,16 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch.utils.data import Dataset
 
     from pegboard.bundle import Bundle
 
-Array = npt.NDArray[Any]
+    Array = npt.NDArray[Any]
+else:
+    Array = Any  # Listing plugins takes these records and must not wait for NumPy.
+
 Rows = Mapping[str, Array]
 """A table in columns of equal length: one row per unit that evaluation counts."""
 
@@ -219,6 +221,8 @@ class TensorSpec:
 
     def example(self, axes: Mapping[str, int], generator: np.random.Generator) -> Array:
         """Synthesise an array that fits: dynamic axes as given, values in range."""
+        import numpy as np
+
         shape = tuple(axes[axis] if isinstance(axis, str) else axis for axis in self.shape)
         kind = np.dtype(self.dtype)
         if self.channel_ranges:
@@ -249,6 +253,8 @@ class Signature:
 
     def example(self, *, seed: int = 0, **axes: int) -> dict[str, Array]:
         """Synthesise inputs; every dynamic axis is 2 long unless given (`batch=8`)."""
+        import numpy as np
+
         generator = np.random.default_rng(seed)
         lengths = {axis: axes.get(axis, 2) for axis in self.dynamic_axes()}
         return {spec.name: spec.example(lengths, generator) for spec in self.inputs}

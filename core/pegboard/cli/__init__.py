@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: one file per subject, `main.py` is the entry point."""

@@ -1,0 +1,46 @@
+# Everything sets itself up: the first target that needs it makes .venv and installs into it.
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+READY    := $(VENV)/.ready
+SOLUTION ?= fraud
+DEMO     := demo/my-$(SOLUTION)
+# Two cores: one thread a process, or tests and training starve one another.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow lint types imports docs check bench-fraud clean
+
+demo: $(READY)  ## Scaffold a project and run every stage on the embedded data
+	@test -d $(DEMO) || $(BIN)/pegboard new $(SOLUTION) my-$(SOLUTION) --output-dir demo --no-input
+	@cd $(DEMO) && ../../$(BIN)/pegboard run
+
+test: $(READY)  ## The fast tests, below ten minutes
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: $(READY)  ## The tests that train, kill and export at length
+	$(BIN)/pytest -n 2 --dist worksteal -m slow
+
+check: lint types imports docs
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+imports: $(READY)
+	$(BIN)/lint-imports
+
+docs: $(READY)
+	$(BIN)/python tools/hooks_page.py --check
+
+bench-fraud: $(READY)  ## Prequential folds on the handbook's data, beside XGBoost and LightGBM
+	$(BIN)/python benchmarks/fraud.py
+
+$(READY): tools/setup.sh constraints.txt pyproject.toml core/pyproject.toml plugins/fraud/pyproject.toml templates/pyproject.toml
+	tools/setup.sh $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo bench-results

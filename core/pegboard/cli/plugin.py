@@ -1,0 +1,37 @@
+"""`plugin test`, and the commands that a project's plugins add."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_group
+
+from pegboard.cli.options import PROJECT_FILE, open_project, project_folder
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add `plugin test`."""
+    plugin = typer.Typer(help="Work on a plugin of your own.")
+    plugin.command("test")(test)
+    app.add_typer(plugin, name="plugin")
+
+
+def test(name: Annotated[str, typer.Argument(help="The solution's name, as in 'list'.")]) -> None:
+    """Put a solution through the conformance kit."""
+    from pegboard.testing import check_plugin
+
+    check_plugin(name)
+    typer.echo(f"{name}: conforms")
+
+
+def project_commands() -> dict[str, Any]:
+    """Return the commands that the plugins of the project here add; none outside a project."""
+    folder = project_folder(None)
+    if not (folder / PROJECT_FILE).is_file():
+        return {}
+    app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+    open_project(folder, ()).board.hook.register_commands(app=app)
+    if not app.registered_commands and not app.registered_groups:
+        return {}
+    return dict(get_group(app).commands)

@@ -1,0 +1,95 @@
+"""What targets share: are their libraries there, which one is meant, and a quiet terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+from pegboard.errors import MissingExtraError, SettingsError
+from pegboard.records import Target
+
+
+def missing(*modules: str) -> Callable[[], str | None]:
+    """Return what a `Target` takes as `unavailable`: a look for modules, without importing them.
+
+    Example:
+        Target(name="openvino", unavailable=missing("openvino"), export=..., load=...)
+    """
+
+    def reason() -> str | None:
+        absent = " ".join(name for name in modules if importlib.util.find_spec(name) is None)
+        return f"{absent} is not installed: run 'pip install {absent}'" if absent else None
+
+    return reason
+
+
+def require(*modules: str, what: str) -> None:
+    """Refuse to go on without modules.
+
+    Raises:
+        MissingExtraError: One is not installed.
+    """
+    reason = missing(*modules)()
+    if reason:
+        raise MissingExtraError(f"{what} is not possible", remedy=reason)
+
+
+def find_target(targets: Sequence[Target], name: str, where: str = "deploy.targets") -> Target:
+    """Return the target of a name, ready for use.
+
+    Raises:
+        SettingsError: No plugin offers it.
+        MissingExtraError: It cannot be used here.
+    """
+    # The last registered wins, as everywhere on the board.
+    known = {target.name: target for target in targets}
+    if name not in known:
+        raise SettingsError(f"unknown target '{name}'", where=where, remedy=nearest(name, known))
+    reason = known[name].unavailable()
+    if reason:
+        raise MissingExtraError(
+            f"the target '{name}' cannot be used here", where=where, remedy=reason
+        )
+    return known[name]
+
+
+def nearest(name: str, known: Sequence[str] | dict[str, Target]) -> str:
+    """Point to the known name that an unknown one most resembles, or to all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{close[0]}'" if close else f"there is {', '.join(known) or 'none'}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep a library's prints, warnings and logs off the user's terminal.
+
+    What matters of them is in the exception, and comes with it.
+    """
+    root = logging.getLogger()
+    # Without any handler, `logging.warning` would set up one on stderr for good.
+    handler = logging.NullHandler()
+    disabled = logging.root.manager.disable
+    root.addHandler(handler)
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        root.removeHandler(handler)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without a full stop."""
+    line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return line or type(error).__name__

@@ -1,0 +1,1 @@
+"""Card-transaction fraud: a solution for Pegboard."""

@@ -1,0 +1,1 @@
+"""Templates that `pegboard new` and cookiecutter render; there is no code here."""
