@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,42 @@ def make_project(tmp_path: Path) -> Callable[..., Path]:
         if hooks:
             (folder / "hooks.py").write_text(hooks)
         return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pegboard() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that gives one command of the command line in a process of its own."""
+
+    def give(
+        *words: str | Path, folder: Path, stdin: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pegboard.cli.main", *map(str, words)],
+            cwd=folder,
+            env=os.environ | environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+        )
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def install() -> Callable[..., None]:
+    """Return a function that makes a distribution of one module in a folder."""
+
+    def make(folder: Path, name: str, code: str, *, group: str = "pegboard") -> None:
+        """`name` is the entry point, the module is called `pegboard_<name>`."""
+        facts = folder / f"pegboard_{name}-0.3.dist-info"
+        facts.mkdir(parents=True)
+        (facts / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: pegboard-{name}\nVersion: 0.3\nSummary: A {name}\n"
+        )
+        (facts / "entry_points.txt").write_text(f"[{group}]\n{name} = pegboard_{name}\n")
+        (folder / f"pegboard_{name}.py").write_text(code)
 
     return make
 

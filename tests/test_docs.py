@@ -86,9 +86,7 @@ def test_every_make_target_that_a_page_names_exists() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         code = re.findall(r"`([^`\n]+)`", text) + re.findall(r"```[^\n]*\n(.*?)```", text, re.S)
-        named = {
-            name for part in code for name in re.findall(r"(?:^|\s)make ([a-z][a-z-]*)", part)
-        }
+        named = {name for part in code for name in re.findall(r"(?:^|\s)make ([a-z][a-z-]*)", part)}
         assert named <= targets, f"{page.name} names {named - targets}"
 
 

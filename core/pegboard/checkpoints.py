@@ -96,8 +96,8 @@ class TrainState:
         return {
             "model": get_model_state_dict(self.model),
             "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "schedule": _Sealed(self.schedule.state_dict()),
+            "scaler": _Sealed(self.scaler.state_dict()),
             "average": dict(self.average),
         }
 
@@ -111,8 +111,15 @@ class TrainState:
             tables["optimizer"],
             options=StateDictOptions(strict=False),
         )
-        self.schedule.load_state_dict(tables["schedule"])
-        self.scaler.load_state_dict(tables["scaler"])
+        self.schedule.load_state_dict(tables["schedule"].value)
+        self.scaler.load_state_dict(tables["scaler"].value)
+
+
+@dataclass(frozen=True)
+class _Sealed:
+    """A table that is stored as one piece: torch would make words of its keys that are numbers."""
+
+    value: dict[str, Any]
 
 
 class _DamagedError(Exception):

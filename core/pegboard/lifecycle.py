@@ -124,12 +124,22 @@ def prepare(project: Project, progress: Progress) -> list[Path]:
     return paths
 
 
-def open_run(project: Project, progress: Progress, *, new: bool = False) -> Run:
-    """Prepare the data and find the run that these settings and this data belong to."""
+def open_run(
+    project: Project, progress: Progress, *, new: bool = False, place: str = "runs"
+) -> Run:
+    """Prepare the data and find the run that these settings and this data belong to.
+
+    Args:
+        project: The project.
+        progress: Where to say how far it is.
+        new: Begin a run even if there is one.
+        place: The folder of the project that the runs lie in.
+    """
     # Here and not above: `pegboard --help` lists the stages and must not wait for pydantic.
     from pegboard.runs import data_fingerprint, find_run
 
-    return find_run(project, data_fingerprint(prepare(project, progress)), new=new)
+    data = data_fingerprint(prepare(project, progress))
+    return find_run(project, data, new=new, place=place)
 
 
 def run_stages(run: Run, last: str, progress: Progress, *, again: bool = False) -> dict[str, Facts]:

@@ -75,7 +75,10 @@ def report(problem: PegboardError, error: BaseException) -> None:
 
 def new_progress() -> Progress:
     """Return bars, lines or log records: whatever suits the format and the terminal."""
-    from pegboard import progress  # It brings rich, which `--help` must not wait for.
+    # Both bring rich, which `--help` must not wait for.
+    from rich.console import Console
+
+    from pegboard import progress
 
     class LoggedProgress(progress.PlainProgress):
         """Every line is a log record."""
@@ -84,7 +87,7 @@ def new_progress() -> Progress:
             LOGGER.info(text)
 
     if log_format() == "ecs":
-        return LoggedProgress(progress.Console(quiet=True))
+        return LoggedProgress(Console(quiet=True))
     return progress.new_progress()
 
 

@@ -6,18 +6,20 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 PALETTE = ("#0b5fa5", "#d1603d", "#3f8f5f", "#8a63a8", "#a58a2c", "#5f6b76")
 """The model first, baselines after it; told apart in grey and by colour-blind readers."""
 
-STYLE = {
+STYLE: Any = {
     "axes.edgecolor": "#5f6b76",
     "axes.grid": True,
-    "axes.prop_cycle": mpl.cycler(color=PALETTE),
+    "axes.prop_cycle": cycler(color=PALETTE),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "font.size": 10.0,

@@ -167,29 +167,29 @@ def identity_of(project: Project, data: str) -> str:
     )
 
 
-def runs_of(folder: Path) -> list[Path]:
+def runs_of(folder: Path, place: str = RUNS) -> list[Path]:
     """Return the runs of a project's folder, oldest first."""
-    return sorted(path.parent for path in (folder / RUNS).glob("*/run.json"))
+    return sorted(path.parent for path in (folder / place).glob("*/run.json"))
 
 
-def find_run(project: Project, data: str, *, new: bool = False) -> Run:
+def find_run(project: Project, data: str, *, new: bool = False, place: str = RUNS) -> Run:
     """Take up the newest run with the same identity, or begin one."""
     identity = identity_of(project, data)
     if not new:
-        for folder in reversed(runs_of(project.folder)):
+        for folder in reversed(runs_of(project.folder, place)):
             run = Run(project=project, folder=folder)
             if run.facts()["identity"] == identity:
                 return run
-    return _begin(project, identity)
+    return _begin(project, identity, project.folder / place)
 
 
-def _begin(project: Project, identity: str) -> Run:
+def _begin(project: Project, identity: str, place: Path) -> Run:
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S")
-    folder = project.folder / RUNS / stamp
+    folder = place / stamp
     number = 1
     while folder.exists():
         number += 1
-        folder = project.folder / RUNS / f"{stamp}-{number}"
+        folder = place / f"{stamp}-{number}"
     folder.mkdir(parents=True)
     try:
         write_json(

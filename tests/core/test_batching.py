@@ -227,5 +227,3 @@ def test_a_process_gets_its_batches_from_the_hook_of_the_board(
     plain = numbers(batches(Numbers(24), board)[1])
     board.manager.register(Doubling())
     assert numbers(batches(Numbers(24), board)[1]) == [2 * number for number in plain]
-
-

@@ -162,7 +162,7 @@ def _plain_name(annotation: Any) -> str:
         float: "number",
         Path: "path",
     }
-    return plain.get(annotation) or getattr(annotation, "__name__", str(annotation))
+    return plain.get(annotation) or str(getattr(annotation, "__name__", annotation))
 
 
 def _bounds(limits: Any) -> list[str]:

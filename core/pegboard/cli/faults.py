@@ -178,9 +178,7 @@ def _root(module: str) -> str:
     return module.partition(":")[0].partition(".")[0]
 
 
-def _owner(
-    frame: FrameType, line: int, plugins: dict[str, PluginInfo]
-) -> tuple[str, str] | None:
+def _owner(frame: FrameType, line: int, plugins: dict[str, PluginInfo]) -> tuple[str, str] | None:
     """Return name and place of the plugin that a frame's code belongs to."""
     module = str(frame.f_globals.get("__name__", ""))
     if module == "pegboard_project_hooks":

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.main import get_group
 
 from pegboard.cli.options import PROJECT_FILE, open_project, project_folder
+from pegboard.cli.tables import table
+from pegboard.logs import new_progress
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -19,10 +23,26 @@ def add_commands(app: typer.Typer) -> None:
 
 def test(name: Annotated[str, typer.Argument(help="The solution's name, as in 'list'.")]) -> None:
     """Put a solution through the conformance kit."""
+    from pegboard.errors import PluginError
     from pegboard.testing import check_plugin
 
-    check_plugin(name)
-    typer.echo(f"{name}: conforms")
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = check_plugin(name, Path(folder), progress=new_progress(), strict=False)
+    table(
+        ("check", "result", "seconds"),
+        [
+            (outcome.name.replace("_", " "), outcome.reason or "passed", f"{outcome.seconds:.1f}")
+            for outcome in outcomes
+        ],
+    )
+    failed = sum(not outcome.passed for outcome in outcomes)
+    if failed:
+        raise PluginError(
+            f"{failed} of {len(outcomes)} checks failed",
+            where=f"plugin {name}",
+            remedy="docs/conformance.md says what each asks for",
+        )
+    typer.echo(f"{name} holds all {len(outcomes)} checks")
 
 
 def project_commands() -> dict[str, Any]:

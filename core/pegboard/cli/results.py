@@ -69,15 +69,39 @@ def _show_bundle(run: Run, facts: Facts) -> None:
     rows = []
     for candidate in bundle.candidates:
         state = candidate.reason if candidate.is_quarantined else candidate.status
-        chosen = "chosen" if candidate.name == bundle.chosen_name else ""
         numbers = [_number(candidate.measured.get(name)) for name in measured]
-        rows.append([candidate.name, *numbers, state, chosen])
+        rows.append([candidate.name, *numbers, state, _chosen(candidate.name, bundle.chosen_name)])
     table(["candidate", *measured, "state", ""], rows)
     typer.echo(f"  bundle: {run.bundle}")
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _show_benchmark(run: Run, facts: Facts) -> None:
+    found = json.loads(run.benchmark_file.read_text(encoding="utf-8"))
+    names = list(next(iter(found["candidates"].values())))
+    rows = [
+        [name, *(_number(measured[column]) for column in names), _chosen(name, found["chosen"])]
+        for name, measured in found["candidates"].items()
+    ]
+    limits = {name: limit for name, limit in found["limits"].items() if limit}
+    if limits:
+        rows.append(["limit", *(_number(limits.get(column)) for column in names), ""])
+    table(["candidate", *names, ""], rows)
+    typer.echo(f"  measured: {found['measured']}; {_machine(found['machine'])}")
+
+
+def _machine(machine: Facts) -> str:
+    facts = (f"{value} {name}" if name == "cores" else value for name, value in machine.items())
+    return ", ".join(facts)
+
+
+def _chosen(name: str, chosen: str) -> str:
+    return "chosen" if name == chosen else ""
 
 
 def _show_report(run: Run, facts: Facts) -> None:
@@ -93,6 +117,6 @@ _SHOWN: dict[str, Callable[[Run, Facts], None]] = {
     "export": _show_bundle,
     "compress": _show_bundle,
     "verify": _show_bundle,
+    "benchmark": _show_benchmark,
     "report": _show_report,
 }
-

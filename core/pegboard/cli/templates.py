@@ -43,7 +43,7 @@ def new(
     ] = None,
     output_dir: Annotated[
         Path, typer.Option(metavar="DIR", help="Where the new folder goes.")
-    ] = Path("."),
+    ] = Path(),
     no_input: Annotated[bool, typer.Option("--no-input", help="Ask nothing.")] = False,
 ) -> None:
     """Make a project from a template."""

@@ -25,10 +25,11 @@ def run(run: Run, progress: Progress) -> dict[str, Any]:
         findings: list[Finding] = project.board.collect("check_data", settings=project.settings)
     findings.sort(key=lambda finding: LEVELS.index(finding.level))
     write_json(run.check_file, [asdict(finding) for finding in findings])
-    for finding in findings:
-        progress.say(f"{finding.level}: {finding.what} ({finding.where}); {finding.remedy}")
     counts = {level: sum(f.level == level for f in findings) for level in LEVELS}
     if counts["error"]:
+        # Without an error the command ends with the same as a table.
+        for finding in findings:
+            progress.say(f"{finding.level}: {finding.what} ({finding.where}); {finding.remedy}")
         raise _error(findings[0], others=counts["error"] - 1)
     return counts
 

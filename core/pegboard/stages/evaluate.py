@@ -67,14 +67,12 @@ def write_evaluation(run: Run, model: Evaluation, baselines: list[Evaluation]) -
         for baseline in run.project.board.collect("build_baselines", settings=run.project.settings)
     }
     with atomic_path(run.rows_file) as temporary:
-        np.savez_compressed(
-            temporary,
-            **{
-                f"{evaluation.name}/{name}": column
-                for evaluation in (model, *baselines)
-                for name, column in evaluation.rows.items()
-            },
-        )
+        columns = {
+            f"{evaluation.name}/{name}": column
+            for evaluation in (model, *baselines)
+            for name, column in evaluation.rows.items()
+        }
+        np.savez_compressed(temporary, allow_pickle=False, **columns)
     write_json(
         run.evaluation_file,
         {

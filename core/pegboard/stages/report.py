@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 
 from pegboard.bundle import Bundle, Candidate, read_bundle
 from pegboard.files import atomic_write
@@ -19,7 +20,7 @@ from pegboard.records import Evaluation, Figure, MetricValue
 from pegboard.runs import Run
 from pegboard.stages.evaluate import read_evaluation
 
-NOTHING = "–"
+NOTHING = "-"
 
 
 def run(run: Run, progress: Progress) -> dict[str, Any]:
@@ -252,7 +253,7 @@ def learning_curve(run: Run) -> Figure:
         numbers = [event["epoch"] + 1 for event in epochs]
         drawn.axes.plot(numbers, [event["losses"]["loss"] for event in epochs], label="train loss")
         drawn.axes.set(xlabel="epoch", ylabel="train loss", ylim=(0, None))
-        drawn.axes.xaxis.get_major_locator().set_params(integer=True)
+        drawn.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         second = drawn.axes.twinx()
         second.plot(
             numbers,

@@ -68,6 +68,10 @@ class TorchPredictor:
         taken = program.call_spec.in_spec.child(1).context
         specs = {spec.name: spec for spec in signature.inputs}
         self.inputs = [(name, np.dtype(specs[name].dtype), specs[name]) for name in taken]
+        self.fixed = {
+            spec.name: [(i, axis) for i, axis in enumerate(spec.shape) if isinstance(axis, int)]
+            for spec in signature.inputs
+        }
         returned = list(program.call_spec.out_spec.context)
         self.outputs = [(spec.name, returned.index(spec.name)) for spec in signature.outputs]
 
@@ -99,6 +103,9 @@ class TorchPredictor:
 
         for name, dtype, spec in self.inputs:
             array = inputs[name] if inputs[name].dtype == dtype else cast(inputs[name], spec)
+            # Without its own checks a graph may take another shape and answer something.
+            if any(array.shape[axis] != length for axis, length in self.fixed[name]):
+                validate(inputs, self.signature)
             # torch warns of arrays that it could write to by mistake.
             usable = array.flags.c_contiguous and array.flags.writeable
             yield from_numpy(array if usable else array.copy())
@@ -155,15 +162,24 @@ def refuse_code(path: Path) -> None:
     Raises:
         BundleError: It holds a pickle, or more than operators on tensors.
     """
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if not _MEMBERS.fullmatch(member.filename):
-                raise _refused(path, f"an unknown part '{member.filename}'")
-            if member.filename.endswith("model.pt") and member.file_size:
-                raise _refused(path, "pickled example inputs")
-            if member.filename.endswith(".json"):
-                for key, value in _leaves(json.loads(archive.read(member))):
-                    _check_leaf(path, key, value)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                _check_member(path, archive, member)
+    except zipfile.BadZipFile as error:
+        raise BundleError(
+            "this is not a torch.export archive", where=str(path), remedy="export it again"
+        ) from error
+
+
+def _check_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    if not _MEMBERS.fullmatch(member.filename):
+        raise _refused(path, f"an unknown part '{member.filename}'")
+    if member.filename.endswith("model.pt") and member.file_size:
+        raise _refused(path, "pickled example inputs")
+    if member.filename.endswith(".json"):
+        for key, value in _leaves(json.loads(archive.read(member))):
+            _check_leaf(path, key, value)
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,6 +20,7 @@ from pegboard_fraud.features import DAY, backfill
 from pegboard_fraud.settings import FraudData, FraudSettings
 from pegboard_fraud.simulator import simulate
 from pegboard_fraud.transactions import (
+    ROLES,
     Transactions,
     check_transactions,
     read_transactions,
@@ -49,8 +50,10 @@ def source(settings: FraudSettings) -> Path:
 
 def column_names(data: FraudData) -> dict[str, str]:
     """Return the mapping from role to column that suits the file."""
+    if data.path is None:
+        return {role: role for role in ROLES}
     columns: dict[str, str] = data.columns.model_dump()
-    return columns if data.path is not None else {role: role for role in columns}
+    return columns
 
 
 def prepare(settings: FraudSettings, progress: Progress) -> list[Path]:
@@ -125,6 +128,13 @@ class Calendar:
     """To choose checkpoint and thresholds from."""
     test: Period
     """To measure on."""
+
+
+def last_test_day(settings: FraudSettings) -> date:
+    """Return the last day that is tested on."""
+    if settings.data.test_until is not None:
+        return settings.data.test_until
+    return date.fromisoformat(_date(int(read_history(settings).transactions.time[-1])))
 
 
 def plan(data: FraudData, first: int, last: int) -> Calendar:

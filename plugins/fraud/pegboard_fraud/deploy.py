@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -172,9 +173,11 @@ def _time(value: Any, where: str) -> int:
     try:
         if isinstance(value, str):
             moment = datetime.fromisoformat(value)
-            return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=UTC)
+            return math.floor(moment.timestamp())
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return int(value)
+            return math.floor(value)
     except (ValueError, OverflowError):
         pass
     raise RequestError(
@@ -194,7 +197,7 @@ def _cents(value: Any, where: str) -> int:
 def _label(value: Any, where: str) -> bool | None:
     if value is None:
         return None
-    if value in (0, 1):
+    if isinstance(value, int) and value in (0, 1):
         return bool(value)
     raise RequestError("'label' is neither 0 nor 1", where=where, remedy="send 1 for fraud")
 

@@ -1,15 +1,15 @@
 """The features of a card transaction: one definition, two executors that agree bit for bit.
 
-`FEATURES` names each feature and its measure. A measure is written once, as arithmetic on the answers
-to a few questions about the past (`View`): how many events of a track since a moment, how many cents,
-when was the first, when the last. `backfill` answers them for a whole stream at once, from sorted
-columns; `FeatureState` answers them for one transaction, from what it has been told so far, and is
-what a live decision uses. Counts and sums are integers, divisions happen in double precision and the
-cast to single precision comes last, so that both give the same bits.
+`FEATURES` names each feature and its measure. A measure is written once, as arithmetic on what a
+`View` tells of the past: how many events a window of a track holds, how many cents, when was the
+first, when the last. `backfill` tells it for a whole stream at once, from sorted columns;
+`FeatureState` tells it for one transaction, from what it has been told so far, and is what a live
+decision uses. Counts and sums are integers, divisions happen in double precision and the cast to
+single precision comes last, so that both give the same bits.
 
-The clock has two rules. A window (t - w, t] holds the transaction itself and, of the same second, only
-what came before it in the stream. Whether a transaction of time s was fraud is known from s + delay
-on, so a window over labels is (t - delay - w, t - delay].
+The clock has two rules. A window (t - w, t] holds the transaction itself and, of the same second,
+only what came before it in the stream. Whether a transaction of time s was fraud is known from
+s + delay on, so a window over labels is (t - delay - w, t - delay].
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Hashable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +32,19 @@ if TYPE_CHECKING:
     from pegboard_fraud.transactions import Transactions
 
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 HOUR, DAY = 3_600, 86_400
-WEEK, MONTH = 7 * DAY, 30 * DAY
+WEEK, FORTNIGHT, MONTH = 7 * DAY, 14 * DAY, 30 * DAY
 
 DELAY = WEEK
 """Default time until it is known whether a transaction was fraud, in seconds."""
 
 MEMORY = 90 * DAY
-"""How far before its end any window reaches back, in seconds."""
+"""The longest window, in seconds."""
+
+OUTSIZED = 3
+"""An amount is outsized if it is more than so many times the customer's mean before."""
 
 NEVER = -(2**60)
 """Time of an event that did not happen."""
@@ -46,65 +53,79 @@ _CAP = 2**26
 """Amounts are capped here, in cents, before they are squared: sums of squares fit 64 bits."""
 
 
-# --- Tracks: the events that features look at -----------------------------------------------------
+# --- What measures may ask ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Track:
     """The past events of one kind that share the transaction's customer, terminal or both."""
 
+    name: str
+    """What it is called in a snapshot."""
     key: str
     """customer, terminal or pair (both)."""
     of: str = "all"
-    """all, odd (amount far above the customer's habit), genuine, fraud, plain_fraud (not odd)."""
+    """all, outsized, or by label genuine, fraud, ordinary_fraud (of an amount not outsized)."""
     delayed: bool = False
     """Whether it is made of labels, which are known a delay after the transaction."""
+    amounts: bool = False
+    """Whether its amounts are asked for, not only its times."""
 
 
-CUSTOMER = Track("customer")
-CUSTOMER_ODD = Track("customer", "odd")
-CUSTOMER_FRAUD = Track("customer", "fraud", delayed=True)
-TERMINAL = Track("terminal")
-TERMINAL_GENUINE = Track("terminal", "genuine", delayed=True)
-TERMINAL_FRAUD = Track("terminal", "fraud", delayed=True)
-TERMINAL_PLAIN_FRAUD = Track("terminal", "plain_fraud", delayed=True)
-PAIR = Track("pair")
+CUSTOMER = Track(name="customer", key="customer", amounts=True)
+CUSTOMER_OUTSIZED = Track(
+    name="customer_outsized", key="customer", of="outsized", amounts=True
+)
+CUSTOMER_FRAUD = Track(name="customer_fraud", key="customer", of="fraud", delayed=True)
+TERMINAL_GENUINE = Track(name="terminal_genuine", key="terminal", of="genuine", delayed=True)
+TERMINAL_FRAUD = Track(name="terminal_fraud", key="terminal", of="fraud", delayed=True)
+TERMINAL_ORDINARY_FRAUD = Track(
+    name="terminal_ordinary_fraud", key="terminal", of="ordinary_fraud", delayed=True
+)
+PAIR = Track(name="pair", key="pair")
 
-_EVENT_TRACKS = (CUSTOMER, TERMINAL, PAIR)
-_LABEL_TRACKS = {
-    "genuine": (TERMINAL_GENUINE,),
-    "fraud": (CUSTOMER_FRAUD, TERMINAL_FRAUD),
-    "plain_fraud": (CUSTOMER_FRAUD, TERMINAL_FRAUD, TERMINAL_PLAIN_FRAUD),
-}
+
+class Window(Protocol):
+    """The past events of a track in some time: numbers, or arrays (N,) for N transactions."""
+
+    @property
+    def opening(self) -> Any:
+        """The moment after which it begins, seconds since 1970."""
+
+    @property
+    def count(self) -> Any:
+        """How many events it holds, the transaction itself not counted."""
+
+    @property
+    def cents(self) -> Any:
+        """Sum of their amounts."""
+
+    @property
+    def squares(self) -> Any:
+        """Sum of their squared amounts, capped."""
+
+    @property
+    def first(self) -> Any:
+        """Time of the first, or NEVER."""
+
+    @property
+    def last(self) -> Any:
+        """Time of the last, or NEVER."""
 
 
 class View(Protocol):
-    """What a measure may ask: numbers for one transaction, or arrays (N,) for all at once."""
+    """One transaction and its past, or all N of a stream at once."""
 
     time: Any
     """Seconds since 1970."""
     cents: Any
     """Amount of the transaction."""
-    delay: int
-    """Seconds until a label is known."""
 
-    def count(self, track: Track, since: Any) -> Any:
-        """Past events of the track later than `since` (and, of labels, known by now)."""
+    def window(self, track: Track, length: int) -> Window:
+        """The events of the last `length` seconds before now; of labels, before now - delay."""
 
-    def cents_of(self, track: Track, since: Any) -> Any:
-        """Sum of their amounts."""
-
-    def squares_of(self, track: Track, since: Any) -> Any:
-        """Sum of their squared amounts, capped."""
-
-    def first(self, track: Track, since: Any) -> Any:
-        """Time of the first of them, or NEVER."""
-
-    def last(self, track: Track, since: Any) -> Any:
-        """Time of the last of them, or NEVER."""
-
-    def since(self, track: Track, window: int) -> Any:
-        """The moment at which the window opens."""
+    def after(self, track: Track, moment: Any) -> Window:
+        """The events after a moment until now; of labels, until now - delay."""
 
     def ratio(self, numerator: Any, denominator: Any, otherwise: float) -> Any:
         """The quotient in double precision, `otherwise` where the denominator is 0."""
@@ -119,11 +140,11 @@ class View(Protocol):
         """The square root."""
 
 
-# --- Measures: how a number is made from a view ---------------------------------------------------
+# --- Measures: how a number is made ---------------------------------------------------------------
 
 
 class Measure(Protocol):
-    """One number of a transaction."""
+    """One number about a transaction."""
 
     def __call__(self, view: View) -> Any:
         """Its value: a number, or an array (N,)."""
@@ -139,130 +160,170 @@ class Amount:
 
 @dataclass(frozen=True, kw_only=True)
 class HourOfDay:
-    """The hour of the day in UTC, with fraction."""
+    """The hour of the day in UTC, with its fraction."""
 
     def __call__(self, view: View) -> Any:
         return view.time % DAY / HOUR
 
 
 @dataclass(frozen=True, kw_only=True)
-class DayOfWeek:
-    """The day of the week in UTC, Monday 0."""
-
-    def __call__(self, view: View) -> Any:
-        return (view.time // DAY + 3) % 7  # 1970-01-01 was a Thursday.
-
-
-@dataclass(frozen=True, kw_only=True)
 class Count:
-    """How many events of the track lie in the window, the transaction included where it is one."""
+    """How many past events the window holds."""
 
     track: Track
-    window: int
+    length: int
 
     def __call__(self, view: View) -> Any:
-        past = view.count(self.track, view.since(self.track, self.window))
-        return past + 1 if self.track in _EVENT_TRACKS else past
+        return view.window(self.track, self.length).count
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
-    """The mean amount in the window, the transaction included, in currency units."""
+class CountWithThis:
+    """How many events the window holds, this transaction included."""
 
     track: Track
-    window: int
+    length: int
 
     def __call__(self, view: View) -> Any:
-        since = view.since(self.track, self.window)
-        cents = view.cents_of(self.track, since) + view.cents
-        return view.ratio(cents, view.count(self.track, since) + 1, 0.0) / 100
+        return view.window(self.track, self.length).count + 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class FraudShare:
-    """The share of fraud among the known labels of the terminal, 0 where there is none."""
+class MeanWithThis:
+    """The customer's mean amount in the window, this transaction included, in currency units."""
 
-    window: int
+    length: int
 
     def __call__(self, view: View) -> Any:
-        since = view.since(TERMINAL_FRAUD, self.window)
-        frauds = view.count(TERMINAL_FRAUD, since)
-        return view.ratio(frauds, frauds + view.count(TERMINAL_GENUINE, since), 0.0)
+        window = view.window(CUSTOMER, self.length)
+        return view.ratio(window.cents + view.cents, (window.count + 1) * 100, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoursSinceLast:
-    """Hours since the last event of the track, `window` at most."""
+class SinceFirst:
+    """Time since the first event of the window; where there is none, since its opening."""
 
     track: Track
-    window: int
+    length: int
+    unit: int
+    """Seconds of the unit of time."""
 
     def __call__(self, view: View) -> Any:
-        last = view.last(self.track, view.since(self.track, self.window))
-        return view.least(view.time - last, self.window) / HOUR
+        window = view.window(self.track, self.length)
+        # The window may hold nothing: `first` is NEVER then, and the opening is later.
+        return (view.time - view.greatest(window.first, window.opening)) / self.unit
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimesHabit:
-    """The amount as a multiple of the customer's mean amount before, 1 where there is none."""
+class SinceLast:
+    """Time since the last event of the window; where there is none, since its opening."""
 
-    window: int
+    track: Track
+    length: int
+    unit: int
+    """Seconds of the unit of time."""
 
     def __call__(self, view: View) -> Any:
-        since = view.since(CUSTOMER, self.window)
-        count, cents = view.count(CUSTOMER, since), view.cents_of(CUSTOMER, since)
+        window = view.window(self.track, self.length)
+        return (view.time - view.greatest(window.last, window.opening)) / self.unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimesMean:
+    """The amount as a multiple of the customer's mean before, 1 where there is none."""
+
+    length: int
+    ordinary: bool = False
+    """Whether outsized amounts are left out of the mean, which thieves would raise."""
+
+    def __call__(self, view: View) -> Any:
+        count, cents, _ = _habit(view, self.length, self.ordinary)
         return view.ratio(view.cents * count, cents, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HabitScore:
+class Score:
     """Standard deviations between the amount and the customer's mean before, within +-50."""
 
-    window: int
+    length: int
+    ordinary: bool = False
+    """Whether outsized amounts are left out of mean and deviation."""
 
     def __call__(self, view: View) -> Any:
-        since = view.since(CUSTOMER, self.window)
-        count = view.count(CUSTOMER, since)
-        mean = view.ratio(view.cents_of(CUSTOMER, since), count, 0.0)
-        square = view.ratio(view.squares_of(CUSTOMER, since), count, 0.0)
-        # Two events say little about a spread: a tenth of the mean and one unit are always allowed.
-        spread = view.root(view.greatest(square - mean * mean, 0.0)) + mean / 10 + 100
+        count, cents, squares = _habit(view, self.length, self.ordinary)
+        mean = view.ratio(cents, count, 0.0)
+        variance = view.greatest(view.ratio(squares, count, 0.0) - mean * mean, 0.0)
+        # A few events say little about a spread: a tenth of the mean and one unit always pass.
+        spread = view.root(variance) + mean / 10 + 100
         score = view.ratio((view.cents - mean) * view.least(count, 1), spread, 0.0)
         return view.greatest(view.least(score, 50.0), -50.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FraudRun:
-    """How many frauds the terminal has had since its last genuine transaction, by known labels."""
+class FraudShare:
+    """The share of fraud among the terminal's known labels, 0 where there is none."""
+
+    length: int
 
     def __call__(self, view: View) -> Any:
-        return view.count(TERMINAL_FRAUD, _run_start(view))
+        frauds = view.window(TERMINAL_FRAUD, self.length).count
+        genuine = view.window(TERMINAL_GENUINE, self.length).count
+        return view.ratio(frauds, frauds + genuine, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FraudRun:
+    """How many frauds the terminal has had since its last genuine transaction.
+
+    Everything paid at a compromised terminal is fraud, so a run begins with the compromise and a
+    genuine transaction ends it.
+    """
+
+    def __call__(self, view: View) -> Any:
+        return _run(view).count
 
 
 @dataclass(frozen=True, kw_only=True)
 class FraudRunDays:
-    """Days since the first fraud of that run, 90 where there is no run."""
+    """Days since that run began, 90 where there is none."""
 
     def __call__(self, view: View) -> Any:
-        first = view.first(TERMINAL_FRAUD, _run_start(view))
-        return view.least(view.time - first, MEMORY) / DAY
+        return view.least(view.time - _run(view).first, MEMORY) / DAY
 
 
-def _run_start(view: View) -> Any:
-    memory = view.since(TERMINAL_GENUINE, MEMORY)
-    return view.greatest(view.last(TERMINAL_GENUINE, memory), memory)
+@dataclass(frozen=True, kw_only=True)
+class GenuineSinceOrdinaryFraud:
+    """How many genuine transactions the terminal has had since its last ordinary fraud."""
+
+    def __call__(self, view: View) -> Any:
+        frauds = view.window(TERMINAL_ORDINARY_FRAUD, MEMORY)
+        return view.after(TERMINAL_GENUINE, view.greatest(frauds.last, frauds.opening)).count
 
 
-def is_odd(view: View) -> Any:
-    """Whether the amount is more than three times what the customer used to pay."""
-    since = view.since(CUSTOMER, MEMORY)
-    return view.cents * view.count(CUSTOMER, since) > 3 * view.cents_of(CUSTOMER, since)
+def _habit(view: View, length: int, ordinary: bool) -> tuple[Any, Any, Any]:
+    """Count, sum and sum of squares of the customer's past amounts."""
+    window = view.window(CUSTOMER, length)
+    if not ordinary:
+        return window.count, window.cents, window.squares
+    out = view.window(CUSTOMER_OUTSIZED, length)
+    return window.count - out.count, window.cents - out.cents, window.squares - out.squares
+
+
+def _run(view: View) -> Window:
+    genuine = view.window(TERMINAL_GENUINE, MEMORY)
+    return view.after(TERMINAL_FRAUD, view.greatest(genuine.last, genuine.opening))
+
+
+def is_outsized(view: View) -> Any:
+    """Whether the amount is far above what the customer used to pay."""
+    past = view.window(CUSTOMER, MEMORY)
+    return view.cents * past.count > OUTSIZED * past.cents
 
 
 # --- The definition -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Feature:
     """One input of the model."""
 
@@ -273,61 +334,53 @@ class Feature:
     unit: str
     """Natural unit; the model's graph normalises."""
     group: str
-    """What a reason code calls it and its like."""
+    """What it is about, for reason codes: amount, time, velocity, habit, customer, terminal."""
     low: float
-    """Smallest value expected."""
+    """Smallest value to expect."""
     high: float
-    """Largest value expected; more is possible."""
+    """Largest value to expect; a rare one is larger."""
 
 
-def _feature(
-    name: str, measure: Measure, unit: str, group: str, low: float, high: float
-) -> Feature:
-    return Feature(name=name, measure=measure, unit=unit, group=group, low=low, high=high)
+_WINDOWS = (("1h", HOUR), ("1d", DAY), ("7d", WEEK), ("30d", MONTH))
 
 
 def _velocity() -> Iterator[Feature]:
-    for label, window in (("1h", HOUR), ("1d", DAY), ("7d", WEEK), ("30d", MONTH)):
-        yield _feature(
-            f"customer_count_{label}", Count(track=CUSTOMER, window=window),
-            "transactions", "velocity", 1, 200,
-        )  # fmt: skip
-        yield _feature(
-            f"customer_mean_{label}", Mean(track=CUSTOMER, window=window),
-            "currency", "velocity", 0, 1000,
-        )  # fmt: skip
+    for name, length in _WINDOWS:
+        count = CountWithThis(track=CUSTOMER, length=length)
+        mean = MeanWithThis(length=length)
+        yield Feature(f"customer_count_{name}", count, "transactions", "velocity", 1, 200)
+        yield Feature(f"customer_mean_{name}", mean, "currency", "velocity", 0, 1000)
 
 
 def _terminal_risk() -> Iterator[Feature]:
-    for label, window in (("1d", DAY), ("7d", WEEK), ("30d", MONTH)):
-        yield _feature(
-            f"terminal_fraud_count_{label}", Count(track=TERMINAL_FRAUD, window=window),
-            "transactions", "terminal", 0, 50,
-        )  # fmt: skip
-        yield _feature(
-            f"terminal_fraud_share_{label}", FraudShare(window=window), "share", "terminal", 0, 1
-        )
+    for name, length in _WINDOWS[1:]:
+        frauds, share = Count(track=TERMINAL_FRAUD, length=length), FraudShare(length=length)
+        yield Feature(f"terminal_frauds_{name}", frauds, "transactions", "terminal", 0, 50)
+        yield Feature(f"terminal_fraud_share_{name}", share, "share", "terminal", 0, 1)
 
 
 FEATURES: tuple[Feature, ...] = (
-    _feature("amount", Amount(), "currency", "amount", 0, 1000),
-    _feature("times_habit_30d", TimesHabit(window=MONTH), "ratio", "habit", 0, 20),
-    _feature("times_habit_90d", TimesHabit(window=MEMORY), "ratio", "habit", 0, 20),
-    _feature("habit_score_90d", HabitScore(window=MEMORY), "deviations", "habit", -50, 50),
-    _feature("odd_count_7d", Count(track=CUSTOMER_ODD, window=WEEK), "transactions", "habit", 0, 9),
-    _feature("odd_count_14d", Count(track=CUSTOMER_ODD, window=2 * WEEK), "transactions", "habit", 0, 9),
+    Feature("amount", Amount(), "currency", "amount", 0, 1000),
+    Feature("hour_of_day", HourOfDay(), "hours", "time", 0, 24),
     *_velocity(),
-    _feature("hours_since_last", HoursSinceLast(track=CUSTOMER, window=MONTH), "hours", "velocity", 0, 720),
-    _feature("customer_fraud_count_30d", Count(track=CUSTOMER_FRAUD, window=MONTH), "transactions", "customer", 0, 20),
+    Feature("customer_hours_since_last", SinceLast(track=CUSTOMER, length=MONTH, unit=HOUR), "hours", "velocity", 0, 720),
+    Feature("customer_at_terminal_90d", CountWithThis(track=PAIR, length=MEMORY), "transactions", "habit", 1, 50),
+    Feature("amount_to_mean_30d", TimesMean(length=MONTH), "ratio", "habit", 0, 20),
+    Feature("amount_to_mean_90d", TimesMean(length=MEMORY), "ratio", "habit", 0, 20),
+    Feature("amount_score_90d", Score(length=MEMORY), "deviations", "habit", -50, 50),
+    Feature("amount_to_ordinary_mean_90d", TimesMean(length=MEMORY, ordinary=True), "ratio", "habit", 0, 20),
+    Feature("amount_ordinary_score_90d", Score(length=MEMORY, ordinary=True), "deviations", "habit", -50, 50),
+    Feature("customer_outsized_7d", Count(track=CUSTOMER_OUTSIZED, length=WEEK), "transactions", "habit", 0, 20),
+    Feature("customer_outsized_14d", Count(track=CUSTOMER_OUTSIZED, length=FORTNIGHT), "transactions", "habit", 0, 30),
+    Feature("customer_frauds_30d", Count(track=CUSTOMER_FRAUD, length=MONTH), "transactions", "customer", 0, 30),
     *_terminal_risk(),
-    _feature("terminal_plain_fraud_count_30d", Count(track=TERMINAL_PLAIN_FRAUD, window=MONTH), "transactions", "terminal", 0, 50),
-    _feature("terminal_fraud_run", FraudRun(), "transactions", "terminal", 0, 50),
-    _feature("terminal_fraud_run_days", FraudRunDays(), "days", "terminal", 0, 90),
-    _feature("terminal_count_7d", Count(track=TERMINAL, window=WEEK), "transactions", "terminal", 1, 500),
-    _feature("terminal_hours_since_last", HoursSinceLast(track=TERMINAL, window=MONTH), "hours", "terminal", 0, 720),
-    _feature("terminal_visits_90d", Count(track=PAIR, window=MEMORY), "transactions", "novelty", 1, 50),
-    _feature("hour_of_day", HourOfDay(), "hours", "time", 0, 24),
-    _feature("day_of_week", DayOfWeek(), "days", "time", 0, 6),
+    Feature("terminal_fraud_run", FraudRun(), "transactions", "terminal", 0, 50),
+    Feature("terminal_fraud_run_days", FraudRunDays(), "days", "terminal", 0, 90),
+    Feature("terminal_days_since_genuine", SinceLast(track=TERMINAL_GENUINE, length=MEMORY, unit=DAY), "days", "terminal", 0, 100),
+    Feature("terminal_ordinary_frauds_30d", Count(track=TERMINAL_ORDINARY_FRAUD, length=MONTH), "transactions", "terminal", 0, 50),
+    Feature("terminal_days_since_first_ordinary_fraud", SinceFirst(track=TERMINAL_ORDINARY_FRAUD, length=MONTH, unit=DAY), "days", "terminal", 0, 40),
+    Feature("terminal_days_since_last_ordinary_fraud", SinceLast(track=TERMINAL_ORDINARY_FRAUD, length=MONTH, unit=DAY), "days", "terminal", 0, 40),
+    Feature("terminal_genuine_since_ordinary_fraud", GenuineSinceOrdinaryFraud(), "transactions", "terminal", 0, 200),
 )  # fmt: skip
 """Every input of the model, in the order of its columns."""
 
@@ -336,20 +389,25 @@ FEATURE_UNITS: Mapping[str, str] = {feature.name: feature.unit for feature in FE
 FEATURE_GROUPS: Mapping[str, str] = {feature.name: feature.group for feature in FEATURES}
 FEATURE_RANGES: Mapping[str, tuple[float, float]] = {f.name: (f.low, f.high) for f in FEATURES}
 
-
 # --- Executor 1: the whole stream at once ---------------------------------------------------------
 
 
 def backfill(transactions: Transactions, *, delay: int = DELAY) -> NDArray[np.float32]:
-    """The features of every transaction of a stream.
+    """Compute the features of every transaction of a stream.
 
     Args:
         transactions: N transactions sorted by time.
         delay: Seconds until a label is known, at least 1.
 
     Returns:
-        One row a transaction, one column a feature: (N, F).
+        One row a transaction, one column a feature: (N, F), in natural units.
+
+    Raises:
+        ValueError: The transactions are not sorted, or the delay is not positive.
     """
+    _require_delay(delay)
+    if (np.diff(transactions.time) < 0).any():
+        raise ValueError("features need transactions sorted by time")
     features = np.empty((len(transactions), len(FEATURES)), np.float32)
     if len(transactions):
         view = _StreamView(transactions, delay)
@@ -358,315 +416,510 @@ def backfill(transactions: Transactions, *, delay: int = DELAY) -> NDArray[np.fl
     return features
 
 
+def _require_delay(delay: int) -> None:
+    # With no delay a transaction would see its own label.
+    if delay < 1:
+        raise ValueError(f"a label cannot be known {delay} seconds later, only 1 or more")
+
+
 class _StreamView:
-    """Answers for every transaction of a stream: arrays (N,) in the order of the stream."""
+    """All N transactions of a stream; arrays (N,) in its order."""
 
     def __init__(self, transactions: Transactions, delay: int) -> None:
         self.time = transactions.time
         self.cents = transactions.cents
-        self.delay = delay
-        terminals = len(transactions.terminals)
-        keys = {
-            "customer": transactions.customer,
-            "terminal": transactions.terminal,
-            "pair": transactions.customer * terminals + transactions.terminal,
-        }
-        self._sorted = {name: _Sorted(key, self.time) for name, key in keys.items()}
         self._label = transactions.label
-        self._flags: dict[str, NDArray[np.bool_]] = {}
-        self._windows: dict[tuple[bool, int], Ints] = {}
-        self._positions: dict[tuple[str, int], tuple[Ints, Ints]] = {}
+        self._known = transactions.time - delay
+        pairs = transactions.customer * len(transactions.terminals) + transactions.terminal
+        keys = {"customer": transactions.customer, "terminal": transactions.terminal, "pair": pairs}
+        self._sorted = {name: _Sorted(key, self.time) for name, key in keys.items()}
+        self._ends: dict[tuple[str, bool], Ints] = {}
+        self._windows: dict[tuple[str, bool, int], tuple[Ints, Ints, Ints]] = {}
+        self._columns: dict[Track, _Column] = {}
 
-    def since(self, track: Track, window: int) -> Ints:
-        key = (track.delayed, window)
-        if key not in self._windows:
-            self._windows[key] = self.time - window - (self.delay if track.delayed else 0)
-        return self._windows[key]
+    def window(self, track: Track, length: int) -> Window:
+        bounds = (track.key, track.delayed, length)
+        if bounds not in self._windows:  # Tracks of the same key share their windows.
+            opening = (self._known if track.delayed else self.time) - length
+            self._windows[bounds] = (opening, *self._bounds(track, opening))
+        return _StreamWindow(self._column(track), *self._windows[bounds])
 
-    def count(self, track: Track, since: Ints) -> Ints:
-        return self._sum(track, since, 1)
-
-    def cents_of(self, track: Track, since: Ints) -> Ints:
-        return self._sum(track, since, self.cents)
-
-    def squares_of(self, track: Track, since: Ints) -> Ints:
-        return self._sum(track, since, np.minimum(self.cents, _CAP) ** 2)
-
-    def first(self, track: Track, since: Ints) -> Ints:
-        key = self._sorted[track.key]
-        return key.first(self._flag(track.of), *self._bounds(track, since))
-
-    def last(self, track: Track, since: Ints) -> Ints:
-        key = self._sorted[track.key]
-        return key.last(self._flag(track.of), *self._bounds(track, since))
+    def after(self, track: Track, moment: Ints) -> Window:
+        return _StreamWindow(self._column(track), moment, *self._bounds(track, moment))
 
     def ratio(self, numerator: Any, denominator: Any, otherwise: float) -> Any:
-        numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
-        result = np.full(len(self.time), otherwise)
-        return np.divide(numerator, denominator, out=result, where=denominator != 0)
+        quotients = np.full(len(self.time), otherwise)
+        return np.divide(numerator, denominator, out=quotients, where=denominator != 0)
 
     least = staticmethod(np.minimum)
     greatest = staticmethod(np.maximum)
     root = staticmethod(np.sqrt)
 
-    def _sum(self, track: Track, since: Ints, values: Ints | int) -> Ints:
-        start, end = self._bounds(track, since)
-        sums = self._sorted[track.key].running(np.where(self._flag(track.of), values, 0))
-        return sums[end] - sums[start]
+    def _bounds(self, track: Track, opening: Ints) -> tuple[Ints, Ints]:
+        """Positions [start, end), in the order of the key, of the events after the opening."""
+        key, which = self._sorted[track.key], (track.key, track.delayed)
+        if which not in self._ends:
+            # A transaction's own position is where the events before it in the stream end.
+            self._ends[which] = key.position(self._known) if track.delayed else key.rank
+        return key.position(opening), self._ends[which]
 
-    def _bounds(self, track: Track, since: Ints) -> tuple[Ints, Ints]:
-        """Positions [start, end) of the key's events that the window holds."""
-        key = self._sorted[track.key]
-        end = self._position(track.key, self.since(track, 0)) if track.delayed else key.rank
-        return self._position(track.key, since), end
+    def _column(self, track: Track) -> _Column:
+        if track not in self._columns:
+            self._columns[track] = _Column(self._sorted[track.key], self._events(track), self.cents)
+        return self._columns[track]
 
-    def _position(self, key: str, moment: Ints) -> Ints:
-        # The cache holds the moments too, so that their identity stays theirs.
-        cached = (key, id(moment))
-        if cached not in self._positions:
-            self._positions[cached] = (moment, self._sorted[key].position(moment))
-        return self._positions[cached][1]
-
-    def _flag(self, of: str) -> NDArray[np.bool_]:
-        if of not in self._flags:
-            self._flags[of] = self._make_flag(of)
-        return self._flags[of]
-
-    def _make_flag(self, of: str) -> NDArray[np.bool_]:
-        if of == "all":
+    def _events(self, track: Track) -> Flags:
+        """Which transactions are events of the track. (N,)"""
+        if track.of == "outsized":
+            return np.asarray(is_outsized(self))
+        if track.of == "ordinary_fraud":
+            return (self._label == 1) & ~self._events(CUSTOMER_OUTSIZED)
+        if track.of == "all":
             return np.ones(len(self.time), np.bool_)
-        if of == "odd":
-            return np.asarray(is_odd(self))
-        if of == "plain_fraud":
-            return (self._label == 1) & ~self._flag("odd")
-        return self._label == (1 if of == "fraud" else 0)
+        return self._label == (1 if track.of == "fraud" else 0)
 
 
 class _Sorted:
-    """The stream in the order of a key; events of equal key keep the order of the stream."""
+    """The stream in the order of a key; transactions of equal key keep the order of the stream."""
 
     def __init__(self, key: Ints, time: Ints) -> None:
         self.order = np.argsort(key, kind="stable")
-        self.time = time[self.order]
         self.rank = np.empty_like(self.order)
-        """Position of each transaction in this order."""
+        """Position of each transaction in this order. (N,)"""
         self.rank[self.order] = np.arange(len(key))
-        self._start = int(time[0])
-        self._length = int(time[-1]) - self._start
-        # Key and time in one number: two seconds of room keep the keys apart.
-        self._base = key[self.order] * (self._length + 2)
-        self._moments = self._base + (self.time - self._start)
+        self.time = time[self.order]
+        self._start, self._length = int(time[0]), int(time[-1] - time[0])
+        # Key and time in one sorted number, with room for moments before and after all times.
+        self._base = key[self.order] * (self._length + 2) - self._start
+        self._moments = self._base + self.time
 
     def position(self, moment: Ints) -> Ints:
-        """How many events lie before each transaction's key and, of its key, not after `moment`."""
-        inside = np.clip(moment[self.order] - self._start, -1, self._length)
-        # Asked in sorted order, which is kinder to the cache than the order of the stream.
-        found = np.searchsorted(self._moments, self._base + inside, side="right")
+        """Position after the last event that shares the key and is not after `moment`. (N,)"""
+        within = np.clip(moment[self.order], self._start - 1, self._start + self._length)
+        # Asked in sorted order, neighbours search the same memory: five times faster.
+        found = np.searchsorted(self._moments, self._base + within, side="right")
         positions = np.empty_like(found)
         positions[self.order] = found
         return positions
 
-    def running(self, values: Ints) -> Ints:
-        """Sums of the first 0, 1, ... N values in this order; wraps around without harm. (N+1,)"""
-        sums = np.zeros(len(values) + 1, np.int64)
-        np.cumsum(values[self.order], out=sums[1:])
-        return sums
 
-    def last(self, flag: NDArray[np.bool_], start: Ints, end: Ints) -> Ints:
-        """Time of the last flagged event at positions [start, end), or NEVER."""
-        places = np.where(flag[self.order], np.arange(len(flag)), -1)
-        found = np.concatenate(([-1], np.maximum.accumulate(places)))[end]
-        return np.where(found >= start, self.time[found], NEVER)
+class _Column:
+    """The events of a track in the order of its key, with running sums over all of them."""
 
-    def first(self, flag: NDArray[np.bool_], start: Ints, end: Ints) -> Ints:
-        """Time of the first flagged event at positions [start, end), or NEVER."""
-        none = len(flag)
-        places = np.where(flag[self.order], np.arange(none), none)
-        found = np.append(np.minimum.accumulate(places[::-1])[::-1], none)[start]
-        return np.where(found < end, self.time[np.minimum(found, none - 1)], NEVER)
+    def __init__(self, key: _Sorted, events: Flags, cents: Ints) -> None:
+        self.time = key.time
+        self._events = events[key.order]
+        self._cents = cents[key.order]
+
+    @cached_property
+    def count(self) -> Ints:
+        """Events at the first 0, 1, ... N positions. (N + 1,)"""
+        return _running(self._events)
+
+    @cached_property
+    def cents(self) -> Ints:
+        """Sums of their amounts. (N + 1,)"""
+        return _running(self._cents * self._events)
+
+    @cached_property
+    def squares(self) -> Ints:
+        """Sums of their squared amounts; these may wrap around, differences do not. (N + 1,)"""
+        return _running(np.minimum(self._cents, _CAP) ** 2 * self._events)
+
+    @cached_property
+    def last(self) -> Ints:
+        """Position of the last event before each position, -1 where there is none. (N + 1,)"""
+        places = np.where(self._events, np.arange(len(self._events)), -1)
+        return np.append(-1, np.maximum.accumulate(places))
+
+    @cached_property
+    def first(self) -> Ints:
+        """Position of the first event from each position on, N where there is none. (N + 1,)"""
+        none = len(self._events)
+        places = np.where(self._events, np.arange(none), none)
+        return np.append(np.minimum.accumulate(places[::-1])[::-1], none)
+
+
+def _running(values: NDArray[Any]) -> Ints:
+    return np.append(np.int64(0), np.cumsum(values, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class _StreamWindow:
+    """One window of each of N transactions: the events at positions [start, end). All (N,)."""
+
+    _column: _Column
+    opening: Ints
+    _start: Ints
+    _end: Ints
+
+    @property
+    def count(self) -> Ints:
+        return self._column.count[self._end] - self._column.count[self._start]
+
+    @property
+    def cents(self) -> Ints:
+        return self._column.cents[self._end] - self._column.cents[self._start]
+
+    @property
+    def squares(self) -> Ints:
+        return self._column.squares[self._end] - self._column.squares[self._start]
+
+    @property
+    def first(self) -> Ints:
+        found = self._column.first[self._start]
+        return np.where(found < self._end, self._column.time[found % len(found)], NEVER)
+
+    @property
+    def last(self) -> Ints:
+        found = self._column.last[self._end]
+        return np.where(found >= self._start, self._column.time[found], NEVER)
 
 
 # --- Executor 2: event by event -------------------------------------------------------------------
+
+Identifier = str | int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transaction:
     """One card transaction, as a live decision sees it."""
 
-    id: Hashable
-    """Identifier, by which its label is told later."""
+    id: Identifier
+    """By which its label is told later."""
     time: int
     """Seconds since 1970 UTC."""
-    customer: Hashable
-    """Identifier of the customer, string or integer."""
-    terminal: Hashable
-    """Identifier of the terminal, string or integer."""
+    customer: Identifier
+    """Who pays."""
+    terminal: Identifier
+    """Where."""
     cents: int
     """Amount in hundredths of the currency unit."""
 
 
+class FeatureState:
+    """What is remembered of the past, to compute the features of the next transaction.
+
+    An event costs O(log n) of what its customer and terminal did in `MEMORY`. Events may come late,
+    and labels at any time: one that comes before its delay is over waits until then. One thread at
+    a time may change it; `features` changes nothing.
+
+    Args:
+        delay: Seconds until a label counts as known, at least 1.
+    """
+
+    def __init__(self, *, delay: int = DELAY) -> None:
+        _require_delay(delay)
+        self.delay = delay
+        self._events: dict[Track, dict[Any, _Events]] = {track: {} for track in _TRACKS}
+        # An ordered dictionary forgets its oldest entry in constant time, a dictionary does not.
+        self._remembered: OrderedDict[Identifier, _Remembered] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many transactions can still be labelled."""
+        return len(self._remembered)
+
+    def features(self, transaction: Transaction) -> NDArray[np.float32]:
+        """Compute the features of a transaction that is not added yet. (F,), in natural units."""
+        view = _EventView(self._events, transaction, self.delay)
+        return np.array([feature.measure(view) for feature in FEATURES], np.float32)
+
+    def add(self, transaction: Transaction) -> None:
+        """Remember a transaction; one whose id is remembered already changes nothing."""
+        if transaction.id in self._remembered:
+            return
+        outsized = bool(is_outsized(_EventView(self._events, transaction, self.delay)))
+        self._remember(CUSTOMER, transaction)
+        self._remember(PAIR, transaction)
+        if outsized:
+            self._remember(CUSTOMER_OUTSIZED, transaction)
+        self._remembered[transaction.id] = _Remembered(transaction, outsized, "")
+        self._forget_remembered(transaction.time)
+
+    def label(self, identifier: Identifier, is_fraud: bool) -> bool:
+        """Tell whether a transaction was fraud; tell it again to correct it.
+
+        Returns:
+            False if no such transaction is remembered: never added, or too old to matter.
+        """
+        known = self._remembered.get(identifier)
+        if known is None:
+            return False
+        kind = ("fraud" if known.outsized else "ordinary_fraud") if is_fraud else "genuine"
+        if kind != known.kind:
+            for track in _LABEL_TRACKS[known.kind]:
+                key = _key(track, known.transaction)
+                self._events[track][key].remove(known.transaction.time)
+            for track in _LABEL_TRACKS[kind]:
+                self._remember(track, known.transaction)
+            self._remembered[identifier] = known._replace(kind=kind)
+        return True
+
+    def forget(self, now: int) -> None:
+        """Drop all that no window needs any longer; without it, idle customers stay.
+
+        Args:
+            now: Time of the latest transaction, seconds since 1970.
+        """
+        self._forget_remembered(now)
+        for track, keys in self._events.items():
+            horizon = now - self._memory
+            gone = [key for key, events in keys.items() if events.times[-1] <= horizon]
+            for key in gone:
+                del self._events[track][key]
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """Copy all that is remembered into plain arrays, for `numpy.savez` without pickle."""
+        arrays: dict[str, NDArray[Any]] = {"delay": np.array(self.delay)}
+        for track, keys in self._events.items():
+            arrays |= _pack(track, keys)
+        return arrays | _pack_remembered(self._remembered.values())
+
+    @classmethod
+    def restore(cls, arrays: Mapping[str, NDArray[Any]]) -> FeatureState:
+        """Make a state from what `snapshot` gave; it answers with the same bits."""
+        state = cls(delay=int(arrays["delay"]))
+        for track in state._events:
+            state._events[track] = _unpack(track, arrays)
+        for known in _unpack_remembered(arrays):
+            state._remembered[known.transaction.id] = known
+        return state
+
+    @property
+    def _memory(self) -> int:
+        # Windows over labels reach a delay further back; the other delay is for late events.
+        return MEMORY + 2 * self.delay
+
+    def _remember(self, track: Track, transaction: Transaction) -> None:
+        keys, key = self._events[track], _key(track, transaction)
+        events = keys.get(key)
+        if events is None:
+            events = keys[key] = _Events(amounts=track.amounts)
+        events.add(transaction.time, transaction.cents)
+        events.forget(transaction.time - self._memory)
+
+    def _forget_remembered(self, now: int) -> None:
+        horizon = now - self._memory
+        while self._remembered:
+            identifier, oldest = next(iter(self._remembered.items()))
+            if oldest.transaction.time > horizon:
+                break
+            del self._remembered[identifier]
+
+
+class _Remembered(NamedTuple):
+    """A transaction that can still be labelled."""
+
+    transaction: Transaction
+    outsized: bool
+    kind: str
+    """genuine, fraud (of an outsized amount), ordinary_fraud; empty while nobody has said."""
+
+
+_TRACKS = (
+    CUSTOMER,
+    CUSTOMER_OUTSIZED,
+    CUSTOMER_FRAUD,
+    TERMINAL_GENUINE,
+    TERMINAL_FRAUD,
+    TERMINAL_ORDINARY_FRAUD,
+    PAIR,
+)
+_LABEL_TRACKS: Mapping[str, tuple[Track, ...]] = {
+    "": (),
+    "genuine": (TERMINAL_GENUINE,),
+    "fraud": (CUSTOMER_FRAUD, TERMINAL_FRAUD),
+    "ordinary_fraud": (CUSTOMER_FRAUD, TERMINAL_FRAUD, TERMINAL_ORDINARY_FRAUD),
+}
+
+
+def _key(track: Track, transaction: Transaction) -> Any:
+    if track.key == "customer":
+        return transaction.customer
+    if track.key == "terminal":
+        return transaction.terminal
+    return transaction.customer, transaction.terminal
+
+
 class _Events:
-    """The events of one track and one key, sorted by time, with running sums."""
+    """The events of one track and key in the order of time, with running sums of their amounts."""
 
-    __slots__ = ("cents", "squares", "times")
+    __slots__ = ("amounts", "cents", "squares", "times")
 
-    def __init__(self) -> None:
+    def __init__(self, *, amounts: bool) -> None:
+        self.amounts = amounts
         self.times = array("q")
-        self.cents = array("q", (0,))
-        self.squares = array("q", (0,))
+        self.cents = array("q", [0])
+        self.squares = array("q", [0])
 
     def add(self, time: int, cents: int) -> None:
         place = bisect_right(self.times, time)
         self.times.insert(place, time)
-        capped = min(cents, _CAP)
-        for sums, value in ((self.cents, cents), (self.squares, capped * capped)):
-            sums.insert(place + 1, sums[place] + value)
-            for later in range(place + 2, len(sums)):  # Only for an event that comes late.
-                sums[later] += value
+        if self.amounts:
+            capped = min(cents, _CAP)
+            _insert(self.cents, place, cents)
+            _insert(self.squares, place, capped * capped)
 
     def remove(self, time: int) -> None:
-        """Take back one event of this time; its amount is taken for that of any other of it."""
-        place = bisect_right(self.times, time) - 1
-        del self.times[place]
-        for sums in (self.cents, self.squares):
-            value = sums[place + 1] - sums[place]
-            del sums[place + 1]
-            for later in range(place + 1, len(sums)):
-                sums[later] -= value
+        """Take back an event of a track without amounts."""
+        del self.times[bisect_right(self.times, time) - 1]
 
-    def forget(self, before: int) -> None:
-        """Drop what is older, once it is more than half: so each event is moved once on average."""
-        gone = bisect_right(self.times, before)
+    def forget(self, horizon: int) -> None:
+        """Drop old events once they are most: so each is moved once on average."""
+        if self.times[0] > horizon:
+            return
+        gone = bisect_right(self.times, horizon)
         if 2 * gone > len(self.times):
             del self.times[:gone]
-            self.cents = array("q", [total - self.cents[gone] for total in self.cents[gone:]])
-            self.squares = array("q", [total - self.squares[gone] for total in self.squares[gone:]])
+            if self.amounts:
+                self.cents = array("q", [total - self.cents[gone] for total in self.cents[gone:]])
+                base = self.squares[gone]
+                self.squares = array("q", [total - base for total in self.squares[gone:]])
 
 
-_NO_EVENTS = _Events()
+def _insert(sums: array[int], place: int, value: int) -> None:
+    sums.insert(place + 1, sums[place] + value)
+    for later in range(place + 2, len(sums)):  # Only when the event comes late.
+        sums[later] += value
 
 
-class FeatureState:
-    """What must be remembered of the past to answer for the next transaction.
-
-    Args:
-        delay: Seconds until a label is known, at least 1.
-    """
-
-    def __init__(self, *, delay: int = DELAY) -> None:
-        self.delay = delay
-        self._events: dict[Track, dict[Hashable, _Events]] = {
-            track: {} for track in (*_EVENT_TRACKS, CUSTOMER_ODD, *_LABEL_TRACKS["plain_fraud"], TERMINAL_GENUINE)
-        }
-        self._open: dict[Hashable, tuple[Transaction, bool, str]] = {}
-
-    def features(self, transaction: Transaction) -> NDArray[np.float32]:
-        """The features of a transaction that is not added yet; changes nothing. (F,)"""
-        view = _EventView(self._events, transaction, self.delay)
-        return np.array([feature.measure(view) for feature in FEATURES], np.float64).astype(np.float32)
-
-    def add(self, transaction: Transaction) -> None:
-        """Remember a transaction; labels may follow."""
-        view = _EventView(self._events, transaction, self.delay)
-        odd = is_odd(view)
-        for track in _EVENT_TRACKS + ((CUSTOMER_ODD,) if odd else ()):
-            self._put(track, view.keys[track.key], transaction)
-        self._open[transaction.id] = (transaction, odd, "")
-        self._forget_open(transaction.time)
-
-    def label(self, identifier: Hashable, is_fraud: bool) -> bool:
-        """Remember whether a transaction was fraud; again to correct it.
-
-        Returns:
-            False if no transaction of that identifier is remembered: it is unknown, or too old to
-            matter.
-        """
-        if identifier not in self._open:
-            return False
-        transaction, odd, before = self._open[identifier]
-        now = ("fraud" if odd else "plain_fraud") if is_fraud else "genuine"
-        if now != before:
-            keys = _keys_of(transaction)
-            for track in _LABEL_TRACKS.get(before, ()):
-                self._events[track][keys[track.key]].remove(transaction.time)
-            for track in _LABEL_TRACKS[now]:
-                self._put(track, keys[track.key], transaction)
-            self._open[identifier] = (transaction, odd, now)
-        return True
-
-    def _put(self, track: Track, key: Hashable, transaction: Transaction) -> None:
-        events = self._events[track].get(key)
-        if events is None:
-            events = self._events[track][key] = _Events()
-        events.add(transaction.time, transaction.cents)
-        events.forget(transaction.time - self._horizon(track))
-
-    def _horizon(self, track: Track) -> int:
-        return MEMORY + 2 * self.delay
-
-    def _forget_open(self, now: int) -> None:
-        horizon = now - MEMORY - 2 * self.delay
-        while self._open and (first := next(iter(self._open.values())))[0].time <= horizon:
-            del self._open[first[0].id]
-
-
-def _keys_of(transaction: Transaction) -> dict[str, Hashable]:
-    return {
-        "customer": transaction.customer,
-        "terminal": transaction.terminal,
-        "pair": (transaction.customer, transaction.terminal),
-    }
+_NO_EVENTS = _Events(amounts=True)
 
 
 class _EventView:
-    """Answers for one transaction, from what is remembered."""
+    """One transaction and what is remembered of its past."""
+
+    __slots__ = ("_events", "_found", "_known", "_transaction", "_windows", "cents", "time")
 
     def __init__(
-        self,
-        events: Mapping[Track, Mapping[Hashable, _Events]],
-        transaction: Transaction,
-        delay: int,
+        self, events: dict[Track, dict[Any, _Events]], transaction: Transaction, delay: int
     ) -> None:
         self.time = transaction.time
         self.cents = transaction.cents
-        self.delay = delay
-        self.keys = _keys_of(transaction)
+        self._known = transaction.time - delay
+        self._transaction = transaction
         self._events = events
+        self._found: dict[Track, tuple[_Events, int]] = {}
+        self._windows: dict[tuple[Track, int], _EventWindow] = {}
 
-    def since(self, track: Track, window: int) -> int:
-        return self.time - window - (self.delay if track.delayed else 0)
+    def window(self, track: Track, length: int) -> Window:
+        window = self._windows.get((track, length))
+        if window is None:
+            opening = (self._known if track.delayed else self.time) - length
+            window = self._windows[track, length] = self._after(track, opening)
+        return window
 
-    def count(self, track: Track, since: int) -> int:
-        _, start, end = self._bounds(track, since)
-        return end - start
-
-    def cents_of(self, track: Track, since: int) -> int:
-        events, start, end = self._bounds(track, since)
-        return events.cents[end] - events.cents[start]
-
-    def squares_of(self, track: Track, since: int) -> int:
-        events, start, end = self._bounds(track, since)
-        return events.squares[end] - events.squares[start]
-
-    def first(self, track: Track, since: int) -> int:
-        events, start, end = self._bounds(track, since)
-        return events.times[start] if start < end else NEVER
-
-    def last(self, track: Track, since: int) -> int:
-        events, start, end = self._bounds(track, since)
-        return events.times[end - 1] if start < end else NEVER
+    def after(self, track: Track, moment: int) -> Window:
+        return self._after(track, moment)
 
     def ratio(self, numerator: float, denominator: float, otherwise: float) -> float:
+        # As numpy does it: both to double precision first.
         return float(numerator) / float(denominator) if denominator else otherwise
 
     least = staticmethod(min)
     greatest = staticmethod(max)
     root = staticmethod(math.sqrt)
 
-    def _bounds(self, track: Track, since: int) -> tuple[_Events, int, int]:
-        events = self._events[track].get(self.keys[track.key], _NO_EVENTS)
-        end = bisect_right(events.times, self.since(track, 0))
-        return events, min(bisect_right(events.times, since), end), end
+    def _after(self, track: Track, opening: int) -> _EventWindow:
+        found = self._found.get(track)
+        if found is None:
+            events = self._events[track].get(_key(track, self._transaction), _NO_EVENTS)
+            now = self._known if track.delayed else self.time
+            found = self._found[track] = events, bisect_right(events.times, now)
+        return _EventWindow(found[0], opening, bisect_right(found[0].times, opening), found[1])
+
+
+class _EventWindow:
+    """The events [start, end) of one track and key."""
+
+    __slots__ = ("_end", "_events", "_start", "count", "opening")
+
+    def __init__(self, events: _Events, opening: int, start: int, end: int) -> None:
+        self._events = events
+        self._start = start
+        self._end = end
+        self.opening = opening
+        self.count = end - start
+
+    @property
+    def cents(self) -> int:
+        return self._events.cents[self._end] - self._events.cents[self._start]
+
+    @property
+    def squares(self) -> int:
+        return self._events.squares[self._end] - self._events.squares[self._start]
+
+    @property
+    def first(self) -> int:
+        return self._events.times[self._start] if self.count else NEVER
+
+    @property
+    def last(self) -> int:
+        return self._events.times[self._end - 1] if self.count else NEVER
+
+
+def _pack(track: Track, keys: Mapping[Any, _Events]) -> dict[str, NDArray[Any]]:
+    """One row a key, then one row an event, key after key."""
+    events = list(keys.values())
+    arrays = {
+        f"{track.name}.counts": np.array([len(each.times) for each in events], np.int64),
+        f"{track.name}.times": _concatenate([np.array(each.times) for each in events]),
+    }
+    if track.amounts:
+        arrays[f"{track.name}.cents"] = _concatenate([np.diff(each.cents) for each in events])
+    pairs = [key if isinstance(key, tuple) else (key,) for key in keys]
+    for part in range(2 if track.key == "pair" else 1):
+        arrays[f"{track.name}.key{part}"] = _identifiers([pair[part] for pair in pairs])
+    return arrays
+
+
+def _unpack(track: Track, arrays: Mapping[str, NDArray[Any]]) -> dict[Any, _Events]:
+    keys = arrays[f"{track.name}.key0"].tolist()
+    if track.key == "pair":
+        keys = list(zip(keys, arrays[f"{track.name}.key1"].tolist(), strict=True))
+    times = iter(arrays[f"{track.name}.times"].tolist())
+    cents = iter(arrays[f"{track.name}.cents"].tolist() if track.amounts else repeat(0))
+    unpacked: dict[Any, _Events] = {}
+    for key, count in zip(keys, arrays[f"{track.name}.counts"].tolist(), strict=True):
+        events = unpacked[key] = _Events(amounts=track.amounts)
+        for time, amount in islice(zip(times, cents, strict=False), count):
+            events.add(time, amount)
+    return unpacked
+
+
+def _pack_remembered(remembered: Iterable[_Remembered]) -> dict[str, NDArray[Any]]:
+    rows = list(remembered)
+    transactions = [row.transaction for row in rows]
+    arrays = {
+        f"remembered.{name}": _identifiers([getattr(each, name) for each in transactions])
+        for name in ("id", "customer", "terminal")
+    }
+    for name in ("time", "cents"):
+        values = [getattr(each, name) for each in transactions]
+        arrays[f"remembered.{name}"] = np.array(values, np.int64)
+    arrays["remembered.outsized"] = np.array([row.outsized for row in rows], np.bool_)
+    arrays["remembered.kind"] = np.array([row.kind for row in rows], np.str_)
+    return arrays
+
+
+def _unpack_remembered(arrays: Mapping[str, NDArray[Any]]) -> Iterator[_Remembered]:
+    names = ("id", "time", "customer", "terminal", "cents", "outsized", "kind")
+    columns = (arrays[f"remembered.{name}"].tolist() for name in names)
+    for identifier, time, customer, terminal, cents, outsized, kind in zip(*columns, strict=True):
+        transaction = Transaction(
+            id=identifier, time=time, customer=customer, terminal=terminal, cents=cents
+        )
+        yield _Remembered(transaction, outsized, kind)
+
+
+def _concatenate(parts: list[NDArray[np.int64]]) -> Ints:
+    return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def _identifiers(values: list[Identifier]) -> NDArray[Any]:
+    if len({type(value) for value in values}) > 1:
+        raise ValueError("identifiers must be all strings or all integers to be kept in an array")
+    return np.array(values)
 
 
 # --- Skew between the two -------------------------------------------------------------------------
@@ -676,24 +929,19 @@ def compare_backfill_with_state(transactions: Transactions, *, delay: int = DELA
     """Run a stream through both executors and compare every bit.
 
     Returns:
-        The names of the features that differ anywhere; none, if training and serving agree.
+        The names of the features that differ anywhere; none if training and serving agree.
     """
     expected = backfill(transactions, delay=delay)
-    found = np.stack([*_replay(transactions, delay)]) if len(transactions) else expected
+    found = np.array([*_replay(transactions, delay)], np.float32).reshape(expected.shape)
     differs = (expected.view(np.uint32) != found.view(np.uint32)).any(axis=0)
-    return [name for name, different in zip(FEATURE_NAMES, differs, strict=True) if different]
+    return [name for name, differ in zip(FEATURE_NAMES, differs, strict=True) if differ]
 
 
 def _replay(transactions: Transactions, delay: int) -> Iterator[NDArray[np.float32]]:
-    """The features event by event, every label told on the second it becomes known."""
-    state, told = FeatureState(delay=delay), 0
-    rows = [
-        Transaction(id=row, time=time, customer=customer, terminal=terminal, cents=cents)
-        for row, (time, customer, terminal, cents) in enumerate(
-            zip(*(getattr(transactions, c).tolist() for c in ("time", "customer", "terminal", "cents")), strict=True)
-        )
-    ]
-    labels = transactions.label.tolist()
+    """The features event by event, each label told on the second it becomes known."""
+    state = FeatureState(delay=delay)
+    rows, labels = list(_rows(transactions)), transactions.label.tolist()
+    told = 0
     for transaction in rows:
         while rows[told].time + delay <= transaction.time:
             if labels[told] >= 0:
@@ -701,3 +949,10 @@ def _replay(transactions: Transactions, delay: int) -> Iterator[NDArray[np.float
             told += 1
         yield state.features(transaction)
         state.add(transaction)
+
+
+def _rows(transactions: Transactions) -> Iterator[Transaction]:
+    names = ("time", "customer", "terminal", "cents")
+    columns = (getattr(transactions, name).tolist() for name in names)
+    for row, (time, customer, terminal, cents) in enumerate(zip(*columns, strict=True)):
+        yield Transaction(id=row, time=time, customer=customer, terminal=terminal, cents=cents)

@@ -147,6 +147,6 @@ def draw(settings: FraudSettings, evaluation: Evaluation) -> Sequence[Figure]:
 @hookimpl
 def register_commands(app: typer.Typer) -> None:
     """`pegboard prequential`."""
-    from pegboard_fraud import prequential
+    from pegboard_fraud import commands
 
-    prequential.register(app)
+    commands.register(app)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from pegboard import hookimpl
 
 if TYPE_CHECKING:

@@ -112,7 +112,10 @@ def read(settings: WearSettings) -> tuple[Floats, Floats]:
 def check(settings: WearSettings) -> list[Finding]:
     """Look for a sensor that was off, and for numbers that are none."""
     signal, _ = read(settings)
-    wrong = (("NaN or infinity", ~np.isfinite(signal).all(axis=1)), ("silence", ~signal.any(axis=1)))
+    wrong = (
+        ("NaN or infinity", ~np.isfinite(signal).all(axis=1)),
+        ("silence", ~signal.any(axis=1)),
+    )
     return [
         Finding(
             level="error",
