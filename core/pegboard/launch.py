@@ -162,7 +162,7 @@ def _train_in_processes(run: Run, progress: Progress, processes: int) -> dict[st
             remedy="start the same command on every node; the address is one of theirs",
         ) from None
     left = _left(run.folder)
-    if left is not None:
+    if left is not None and left["final"]:
         raise _as_error(left)
     lines = read_journal(run.progress_file)
     facts: dict[str, Any] = lines[-1]["facts"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pegboard.board import PROJECT_PLUGIN, Board, build_board
-from pegboard.errors import SettingsError
+from pegboard.errors import PluginError, SettingsError
 from pegboard.settings import FILE_NAME, Settings, Sources, read_sources, resolve
 
 
@@ -49,8 +49,24 @@ def open_project(folder: Path, overrides: Sequence[str] = ()) -> Project:
             remedy="add a line such as solution = \"fraud\"; 'pegboard list' names what is there",
         )
     board = build_board(solution[0], plugins, hooks_file=folder / PROJECT_PLUGIN)
-    settings = resolve(board.hook.settings_type(), sources, folder)
+    settings = resolve(settings_type(board, solution[0]), sources, folder)
     return Project(folder=folder, settings=settings, board=board, overrides=tuple(overrides))
+
+
+def settings_type(board: Board, solution: str) -> type[Settings]:
+    """Return the type of a solution's settings.
+
+    Raises:
+        PluginError: The plugin names none, so it is no solution.
+    """
+    kind: type[Settings] | None = board.hook.settings_type()
+    if kind is None:
+        raise PluginError(
+            f"the plugin '{solution}' is no solution: it has no hook 'settings_type'",
+            where=FILE_NAME,
+            remedy="name a solution, and put this one under plugins = [...]",
+        )
+    return kind
 
 
 def _names(sources: Sources, key: str) -> list[str]:

@@ -67,5 +67,5 @@ def test_without_a_decoder_a_request_holds_the_inputs_by_name() -> None:
 def test_a_request_that_is_no_object_is_refused() -> None:
     board = build_board()
     board.manager.register(Bare())
-    with pytest.raises(RequestError, match="not an object with fields.*send 'x'"):
+    with pytest.raises(RequestError, match=r"not an object with fields.*send 'x'"):
         Answerer(board, SETTINGS, certain, {})([1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_the_shares_of_the_processes_make_up_the_batch_of_one(
     ]
     step = min(step, len(one) - 1)
     shares = [numbers(part[step]) for part in many]
-    assert sum(shares, []) == numbers(one[step])
+    assert list(chain(*shares)) == numbers(one[step])
     assert [len(share) for share in shares] == [part.count for part in many]
     # The mean over processes of weighted means is the mean over the batch.
     weighted = [part.weight * np.mean(share) for part, share in zip(many, shares, strict=True)]
@@ -167,7 +168,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(board: Board) -> Non
         epoch = batches(data, board, **how)
         values = [number for batch in epoch.load(0, len(epoch)) for number in numbers(batch)]
         shares = [epoch._share(step).tolist() for step in range(len(epoch))]
-        return dict(zip(sum(shares, []), values, strict=True))
+        return dict(zip(chain(*shares), values, strict=True))
 
     alone = drawn()
     assert drawn(workers=2) == alone

@@ -111,7 +111,7 @@ def test_golden_records_may_differ_in_shape(tmp_path: Path) -> None:
 
 def test_golden_records_refuse_objects_which_numpy_would_pickle(tmp_path: Path) -> None:
     record = Golden(inputs={"x": np.array([{}], dtype=object)}, outputs={})
-    with pytest.raises(ValueError, match="Object arrays"):
+    with pytest.raises(ValueError, match=r"Object arrays"):
         write_golden(tmp_path / GOLDEN, [record])
     assert not list(tmp_path.iterdir())
 
@@ -190,7 +190,7 @@ def test_one_flipped_bit_in_any_file_is_noticed_and_named(folder: Path) -> None:
         path = folder / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        with pytest.raises(BundleError, match=f"the checksum of '{name}' is wrong"):
+        with pytest.raises(BundleError, match=rf"the checksum of '{name}' is wrong"):
             read_bundle(folder)
         path.write_bytes(whole)
     read_bundle(folder)
@@ -206,7 +206,7 @@ def test_a_file_cut_short_is_named_with_its_sizes(folder: Path) -> None:
     path = folder / GOLDEN
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(BundleError, match=f"'golden.npz' has 100 bytes and not {size}"):
+    with pytest.raises(BundleError, match=rf"'golden.npz' has 100 bytes and not {size}"):
         read_bundle(folder)
 
 
@@ -227,19 +227,19 @@ def test_a_damaged_manifest_is_named(folder: Path, text: str) -> None:
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="this is not a bundle"):
+    with pytest.raises(BundleError, match=r"this is not a bundle"):
         read_bundle(tmp_path / "nowhere")
 
 
 def test_a_newer_format_asks_for_a_newer_pegboard(folder: Path) -> None:
     rewritten(folder, lambda tables: tables.update(format=2))
-    with pytest.raises(BundleError, match="format 2 and this Pegboard reads 1.*--upgrade"):
+    with pytest.raises(BundleError, match=r"format 2 and this Pegboard reads 1.*--upgrade"):
         read_bundle(folder)
 
 
 def test_a_key_that_is_missing_is_named(folder: Path) -> None:
     rewritten(folder, lambda tables: tables.pop("signature"))
-    with pytest.raises(BundleError, match="lacks or misspells 'signature'"):
+    with pytest.raises(BundleError, match=r"lacks or misspells 'signature'"):
         read_bundle(folder)
 
 
@@ -263,19 +263,19 @@ def test_checksums_are_skipped_when_asked(folder: Path) -> None:
 def test_a_quarantined_candidate_is_not_opened(folder: Path, exported_run: Run) -> None:
     bundle = read_bundle(folder)
     bad = replace(bundle.chosen(), status="quarantined", reason="3 % of the decisions flip")
-    with pytest.raises(BundleError, match="'onnx/fp32' is quarantined: 3 % of the decisions"):
+    with pytest.raises(BundleError, match=r"'onnx/fp32' is quarantined: 3 % of the decisions"):
         bundle.load_predictor(exported_run.project.board.collect("deploy_targets"), bad)
 
 
 def test_an_unknown_candidate_names_those_there_are(folder: Path) -> None:
-    with pytest.raises(BundleError, match="no candidate 'onnx/int9'.*onnx/fp32, torch/fp32"):
+    with pytest.raises(BundleError, match=r"no candidate 'onnx/int9'.*onnx/fp32, torch/fp32"):
         read_bundle(folder).candidate("onnx/int9")
 
 
 def test_a_model_that_its_runtime_cannot_open_is_named(folder: Path, exported_run: Run) -> None:
     (folder / "models/onnx/fp32/model.onnx").write_bytes(b"no model")
     bundle = read_bundle(folder, verify=False)
-    with pytest.raises(BundleError, match="'onnx/fp32' cannot be opened") as caught:
+    with pytest.raises(BundleError, match=r"'onnx/fp32' cannot be opened") as caught:
         bundle.load_predictor(exported_run.project.board.collect("deploy_targets"))
     assert caught.value.__cause__ is not None
 
@@ -306,7 +306,7 @@ def test_a_file_damaged_before_an_update_is_still_noticed_after_it(folder: Path)
 
 def test_an_update_that_fails_leaves_the_old_manifest(folder: Path) -> None:
     bundle = read_bundle(folder)
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match=r"not JSON compliant"):
         write_manifest(with_figure(bundle, float("nan")))
     assert read_bundle(folder) == bundle
 

@@ -88,7 +88,9 @@ def test_an_unknown_target_names_the_nearest_one(run_copy: Callable[..., Run]) -
 
 def test_a_target_that_cannot_be_used_here_says_what_to_do(run_copy: Callable[..., Run]) -> None:
     run = copy_with_hooks(run_copy, TARGET, "deploy.targets=['absent']")
-    with pytest.raises(MissingExtraError, match="'absent' cannot be used here.*apt install driver"):
+    with pytest.raises(
+        MissingExtraError, match=r"'absent' cannot be used here.*apt install driver"
+    ):
         export.run(run, SilentProgress())
 
 
@@ -96,7 +98,8 @@ def test_a_target_that_breaks_is_named_with_its_cause(run_copy: Callable[..., Ru
     run = copy_with_hooks(run_copy, TARGET, "deploy.targets=['inkless']")
     with pytest.raises(PegboardError) as caught:
         export.run(run, SilentProgress())
-    assert "the export to 'inkless' failed: the compiler is out of ink (Scorer)" in str(caught.value)
+    sentence = "the export to 'inkless' failed: the compiler is out of ink (Scorer)"
+    assert sentence in str(caught.value)
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
@@ -106,7 +109,7 @@ def test_an_export_that_computes_something_else_stops_with_the_figure(
     table = TARGET.replace("ADDED", "0.25").replace("LARGEST", "100")
     run = copy_with_hooks(run_copy, table, "deploy.targets=['torch', 'table']")
     before = read_bundle(run.bundle)
-    with pytest.raises(BundleError, match="'table/fp32' does not compute what torch does.*off by 0.25"):
+    with pytest.raises(BundleError, match=r"'table/fp32' does not compute what.*off by 0.25"):
         export.run(run, SilentProgress())
     assert read_bundle(run.bundle) == before
     assert [path.name for path in run.folder.iterdir() if "partial" in path.name] == []
@@ -115,7 +118,7 @@ def test_an_export_that_computes_something_else_stops_with_the_figure(
 def test_an_export_is_checked_at_a_second_batch_size_too(run_copy: Callable[..., Run]) -> None:
     table = TARGET.replace("ADDED", "0").replace("LARGEST", "1")
     run = copy_with_hooks(run_copy, table, "deploy.targets=['table']")
-    with pytest.raises(BundleError, match="'table/fp32' does not compute what torch does"):
+    with pytest.raises(BundleError, match=r"'table/fp32' does not compute what torch does"):
         export.run(run, SilentProgress())
 
 

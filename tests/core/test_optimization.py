@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
     rates = [warmup_cosine(step, warmup=10, total=100) for step in range(101)]
     assert rates[0] == pytest.approx(1 / 11)
     assert rates[10] == max(rates) == 1.0
-    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True))
-    assert all(a > b for a, b in zip(rates[10:-1], rates[11:], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:11]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == 0.0
 

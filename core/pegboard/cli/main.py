@@ -46,11 +46,17 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BaseException as error:
-        from pegboard.cli.faults import explain
-
-        problem = explain(error)
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            return error.code
+        problem = _explained(error)
         logs.report(problem, error)
         return problem.exit_code
+
+
+def _explained(error: BaseException) -> PegboardError:
+    from pegboard.cli.faults import explain
+
+    return explain(error)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -96,7 +102,12 @@ class _Commands(QuickHelp, TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Name the core's commands, then the project's."""
         names = super().list_commands(ctx)
-        return [*names, *(name for name in self._added() if name not in names)]
+        try:
+            added = self._added()
+        except Exception as error:  # Whatever is broken here, help has to be shown.
+            logs.LOGGER.warning(str(_explained(error)))
+            return names
+        return [*names, *(name for name in added if name not in names)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Show options and commands, and what may stand anywhere on the line."""

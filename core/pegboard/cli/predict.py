@@ -40,6 +40,7 @@ def predict(
     """Answer the requests in a file."""
     from pegboard.answering import Answerer
     from pegboard.bundle import read_bundle
+    from pegboard.project import settings_type
     from pegboard.records import AnswerEvent
     from pegboard.settings import Sources, resolve
 
@@ -49,7 +50,7 @@ def predict(
     board = _board_for(opened, folder)
     sources = Sources()
     sources.put((), dict(opened.settings), str(opened.folder / "bundle.json"))
-    settings = resolve(board.hook.settings_type(), sources, folder)
+    settings = resolve(settings_type(board, opened.solution), sources, folder)
     chosen = opened.candidate(candidate) if candidate else opened.chosen()
     predictor = opened.load_predictor(board.collect("deploy_targets"), chosen)
     answer = Answerer(board, settings, predictor, opened.thresholds, opened.signature)

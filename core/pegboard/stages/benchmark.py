@@ -178,8 +178,9 @@ def _memory_mb(run: Run, name: str) -> float:
         check=False,
     )
     if done.returncode:
+        last_words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise PegboardError(
-            f"a process that serves '{name}' failed: {done.stderr.strip().splitlines()[-1:]}",
+            f"a process that serves '{name}' failed: {last_words}",
             where=str(run.bundle),
             remedy="'pegboard predict' shows what it does with a request",
         )

@@ -138,7 +138,8 @@ class OnnxPredictor:
     """A session of ONNX Runtime as a predictor; the fast path costs two microseconds of Python."""
 
     def __init__(self, session: Any, signature: Signature) -> None:
-        self.run = session.run
+        # The inner session: its wrapper checks again what is checked here, for 4 microseconds.
+        self.run = session._sess.run
         self.signature = signature
         self.inputs = [(spec.name, np.dtype(spec.dtype), spec) for spec in signature.inputs]
         self.outputs = [spec.name for spec in signature.outputs]
@@ -150,7 +151,7 @@ class OnnxPredictor:
                 name: array if (array := inputs[name]).dtype == dtype else cast(array, spec)
                 for name, dtype, spec in self.inputs
             }
-            return dict(zip(self.outputs, self.run(self.outputs, feeds), strict=True))
+            return dict(zip(self.outputs, self.run(self.outputs, feeds, None), strict=True))
         except PegboardError:
             raise
         # ONNX Runtime's exceptions have no public base class.

@@ -17,8 +17,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, repeat
@@ -65,7 +64,7 @@ class Track:
     key: str
     """customer, terminal or pair (both)."""
     of: str = "all"
-    """all, outsized, or by label genuine, fraud, ordinary_fraud (of an amount not outsized)."""
+    """all, outsized, or by label genuine, fraud, modest_fraud (of an amount not outsized)."""
     delayed: bool = False
     """Whether it is made of labels, which are known a delay after the transaction."""
     amounts: bool = False
@@ -73,14 +72,12 @@ class Track:
 
 
 CUSTOMER = Track(name="customer", key="customer", amounts=True)
-CUSTOMER_OUTSIZED = Track(
-    name="customer_outsized", key="customer", of="outsized", amounts=True
-)
+CUSTOMER_OUTSIZED = Track(name="customer_outsized", key="customer", of="outsized", amounts=True)
 CUSTOMER_FRAUD = Track(name="customer_fraud", key="customer", of="fraud", delayed=True)
 TERMINAL_GENUINE = Track(name="terminal_genuine", key="terminal", of="genuine", delayed=True)
 TERMINAL_FRAUD = Track(name="terminal_fraud", key="terminal", of="fraud", delayed=True)
-TERMINAL_ORDINARY_FRAUD = Track(
-    name="terminal_ordinary_fraud", key="terminal", of="ordinary_fraud", delayed=True
+TERMINAL_MODEST_FRAUD = Track(
+    name="terminal_modest_fraud", key="terminal", of="modest_fraud", delayed=True
 )
 PAIR = Track(name="pair", key="pair")
 
@@ -142,168 +139,135 @@ class View(Protocol):
 
 # --- Measures: how a number is made ---------------------------------------------------------------
 
-
-class Measure(Protocol):
-    """One number about a transaction."""
-
-    def __call__(self, view: View) -> Any:
-        """Its value: a number, or an array (N,)."""
+Measure = Callable[[View], Any]
+"""One number about a transaction, or an array (N,) of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Amount:
-    """The amount in currency units."""
-
-    def __call__(self, view: View) -> Any:
-        return view.cents / 100
+def amount(view: View) -> Any:
+    """Return the amount in currency units."""
+    return view.cents / 100
 
 
-@dataclass(frozen=True, kw_only=True)
-class HourOfDay:
-    """The hour of the day in UTC, with its fraction."""
-
-    def __call__(self, view: View) -> Any:
-        return view.time % DAY / HOUR
+def hour_of_day(view: View) -> Any:
+    """Return the hour of the day in UTC, with its fraction."""
+    return view.time % DAY / HOUR
 
 
-@dataclass(frozen=True, kw_only=True)
-class Count:
-    """How many past events the window holds."""
-
-    track: Track
-    length: int
-
-    def __call__(self, view: View) -> Any:
-        return view.window(self.track, self.length).count
+def count(track: Track, length: int) -> Measure:
+    """Count the past events of a window."""
+    return lambda view: view.window(track, length).count
 
 
-@dataclass(frozen=True, kw_only=True)
-class CountWithThis:
-    """How many events the window holds, this transaction included."""
-
-    track: Track
-    length: int
-
-    def __call__(self, view: View) -> Any:
-        return view.window(self.track, self.length).count + 1
+def count_with_this(track: Track, length: int) -> Measure:
+    """Count the events of a window, this transaction included."""
+    return lambda view: view.window(track, length).count + 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeanWithThis:
-    """The customer's mean amount in the window, this transaction included, in currency units."""
+def mean_with_this(length: int) -> Measure:
+    """Average the customer's amounts in a window, this transaction included, in currency units."""
 
-    length: int
-
-    def __call__(self, view: View) -> Any:
-        window = view.window(CUSTOMER, self.length)
+    def measure(view: View) -> Any:
+        window = view.window(CUSTOMER, length)
         return view.ratio(window.cents + view.cents, (window.count + 1) * 100, 0.0)
 
-
-@dataclass(frozen=True, kw_only=True)
-class SinceFirst:
-    """Time since the first event of the window; where there is none, since its opening."""
-
-    track: Track
-    length: int
-    unit: int
-    """Seconds of the unit of time."""
-
-    def __call__(self, view: View) -> Any:
-        window = view.window(self.track, self.length)
-        # The window may hold nothing: `first` is NEVER then, and the opening is later.
-        return (view.time - view.greatest(window.first, window.opening)) / self.unit
+    return measure
 
 
-@dataclass(frozen=True, kw_only=True)
-class SinceLast:
-    """Time since the last event of the window; where there is none, since its opening."""
+def since_first(track: Track, length: int, unit: int) -> Measure:
+    """Time since the first event of a window, or since its opening; `unit` is in seconds."""
 
-    track: Track
-    length: int
-    unit: int
-    """Seconds of the unit of time."""
+    def measure(view: View) -> Any:
+        window = view.window(track, length)
+        # Of an empty window `first` is NEVER, which the opening outdoes.
+        return (view.time - view.greatest(window.first, window.opening)) / unit
 
-    def __call__(self, view: View) -> Any:
-        window = view.window(self.track, self.length)
-        return (view.time - view.greatest(window.last, window.opening)) / self.unit
+    return measure
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimesMean:
-    """The amount as a multiple of the customer's mean before, 1 where there is none."""
+def since_last(track: Track, length: int, unit: int) -> Measure:
+    """Time since the last event of a window, or since its opening; `unit` is in seconds."""
 
-    length: int
-    ordinary: bool = False
-    """Whether outsized amounts are left out of the mean, which thieves would raise."""
+    def measure(view: View) -> Any:
+        window = view.window(track, length)
+        return (view.time - view.greatest(window.last, window.opening)) / unit
 
-    def __call__(self, view: View) -> Any:
-        count, cents, _ = _habit(view, self.length, self.ordinary)
-        return view.ratio(view.cents * count, cents, 1.0)
+    return measure
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """Standard deviations between the amount and the customer's mean before, within +-50."""
+def times_mean(length: int, *, modest: bool = False) -> Measure:
+    """Divide the amount by the customer's mean before; 1 where there is none.
 
-    length: int
-    ordinary: bool = False
-    """Whether outsized amounts are left out of mean and deviation."""
-
-    def __call__(self, view: View) -> Any:
-        count, cents, squares = _habit(view, self.length, self.ordinary)
-        mean = view.ratio(cents, count, 0.0)
-        variance = view.greatest(view.ratio(squares, count, 0.0) - mean * mean, 0.0)
-        # A few events say little about a spread: a tenth of the mean and one unit always pass.
-        spread = view.root(variance) + mean / 10 + 100
-        score = view.ratio((view.cents - mean) * view.least(count, 1), spread, 0.0)
-        return view.greatest(view.least(score, 50.0), -50.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FraudShare:
-    """The share of fraud among the terminal's known labels, 0 where there is none."""
-
-    length: int
-
-    def __call__(self, view: View) -> Any:
-        frauds = view.window(TERMINAL_FRAUD, self.length).count
-        genuine = view.window(TERMINAL_GENUINE, self.length).count
-        return view.ratio(frauds, frauds + genuine, 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FraudRun:
-    """How many frauds the terminal has had since its last genuine transaction.
-
-    Everything paid at a compromised terminal is fraud, so a run begins with the compromise and a
-    genuine transaction ends it.
+    Args:
+        length: Of the window, in seconds.
+        modest: Whether outsized amounts are left out of the mean, which thieves would raise.
     """
 
-    def __call__(self, view: View) -> Any:
-        return _run(view).count
+    def measure(view: View) -> Any:
+        number, cents, _ = _habit(view, length, modest)
+        return view.ratio(view.cents * number, cents, 1.0)
+
+    return measure
 
 
-@dataclass(frozen=True, kw_only=True)
-class FraudRunDays:
-    """Days since that run began, 90 where there is none."""
+def score(length: int, *, modest: bool = False) -> Measure:
+    """Standard deviations between the amount and the customer's mean before, within +-50.
 
-    def __call__(self, view: View) -> Any:
-        return view.least(view.time - _run(view).first, MEMORY) / DAY
+    Args:
+        length: Of the window, in seconds.
+        modest: Whether outsized amounts are left out of mean and deviation.
+    """
+
+    def measure(view: View) -> Any:
+        number, cents, squares = _habit(view, length, modest)
+        mean = view.ratio(cents, number, 0.0)
+        variance = view.greatest(view.ratio(squares, number, 0.0) - mean * mean, 0.0)
+        # A few events say little about a spread: a tenth of the mean and one unit always pass.
+        spread = view.root(variance) + mean / 10 + 100
+        deviations = (view.cents - mean) * view.least(number, 1) / spread
+        return view.greatest(view.least(deviations, 50.0), -50.0)
+
+    return measure
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenuineSinceOrdinaryFraud:
-    """How many genuine transactions the terminal has had since its last ordinary fraud."""
+def fraud_share(length: int) -> Measure:
+    """Return the share of fraud among the terminal's known labels, 0 where there is none."""
 
-    def __call__(self, view: View) -> Any:
-        frauds = view.window(TERMINAL_ORDINARY_FRAUD, MEMORY)
-        return view.after(TERMINAL_GENUINE, view.greatest(frauds.last, frauds.opening)).count
+    def measure(view: View) -> Any:
+        frauds = view.window(TERMINAL_FRAUD, length).count
+        return view.ratio(frauds, frauds + view.window(TERMINAL_GENUINE, length).count, 0.0)
+
+    return measure
 
 
-def _habit(view: View, length: int, ordinary: bool) -> tuple[Any, Any, Any]:
-    """Count, sum and sum of squares of the customer's past amounts."""
+def fraud_run(view: View) -> Any:
+    """Count the frauds at the terminal since its last genuine transaction.
+
+    All that is paid at a compromised terminal is fraud: a genuine transaction ends the run.
+    """
+    return _run(view).count
+
+
+def fraud_run_days(view: View) -> Any:
+    """Return the days since that run began, 90 where there is none."""
+    return view.least(view.time - _run(view).first, MEMORY) / DAY
+
+
+def genuine_since_modest_fraud(view: View) -> Any:
+    """Count the genuine transactions at the terminal since its last modest fraud."""
+    frauds = view.window(TERMINAL_MODEST_FRAUD, MEMORY)
+    return view.after(TERMINAL_GENUINE, view.greatest(frauds.last, frauds.opening)).count
+
+
+def is_outsized(view: View) -> Any:
+    """Tell whether the amount is far above what the customer used to pay."""
+    past = view.window(CUSTOMER, MEMORY)
+    return view.cents * past.count > OUTSIZED * past.cents
+
+
+def _habit(view: View, length: int, modest: bool) -> tuple[Any, Any, Any]:
+    """Number, sum and sum of squares of the customer's past amounts."""
     window = view.window(CUSTOMER, length)
-    if not ordinary:
+    if not modest:
         return window.count, window.cents, window.squares
     out = view.window(CUSTOMER_OUTSIZED, length)
     return window.count - out.count, window.cents - out.cents, window.squares - out.squares
@@ -312,12 +276,6 @@ def _habit(view: View, length: int, ordinary: bool) -> tuple[Any, Any, Any]:
 def _run(view: View) -> Window:
     genuine = view.window(TERMINAL_GENUINE, MEMORY)
     return view.after(TERMINAL_FRAUD, view.greatest(genuine.last, genuine.opening))
-
-
-def is_outsized(view: View) -> Any:
-    """Whether the amount is far above what the customer used to pay."""
-    past = view.window(CUSTOMER, MEMORY)
-    return view.cents * past.count > OUTSIZED * past.cents
 
 
 # --- The definition -------------------------------------------------------------------------------
@@ -334,7 +292,8 @@ class Feature:
     unit: str
     """Natural unit; the model's graph normalises."""
     group: str
-    """What it is about, for reason codes: amount, time, velocity, habit, customer, terminal."""
+    """What it is about, for reason codes: amount, time, velocity, novelty,
+    habit, customer or terminal."""
     low: float
     """Smallest value to expect."""
     high: float
@@ -346,42 +305,57 @@ _WINDOWS = (("1h", HOUR), ("1d", DAY), ("7d", WEEK), ("30d", MONTH))
 
 def _velocity() -> Iterator[Feature]:
     for name, length in _WINDOWS:
-        count = CountWithThis(track=CUSTOMER, length=length)
-        mean = MeanWithThis(length=length)
-        yield Feature(f"customer_count_{name}", count, "transactions", "velocity", 1, 200)
+        number, mean = count_with_this(CUSTOMER, length), mean_with_this(length)
+        yield Feature(f"customer_count_{name}", number, "transactions", "velocity", 1, 200)
         yield Feature(f"customer_mean_{name}", mean, "currency", "velocity", 0, 1000)
+    pause = since_last(CUSTOMER, MONTH, HOUR)
+    yield Feature("customer_hours_since_last", pause, "hours", "velocity", 0, 720)
+
+
+def _habit_distance() -> Iterator[Feature]:
+    for name, measure in (
+        ("amount_to_mean_30d", times_mean(MONTH)),
+        ("amount_to_mean_90d", times_mean(MEMORY)),
+        ("amount_to_modest_mean_90d", times_mean(MEMORY, modest=True)),
+    ):
+        yield Feature(name, measure, "ratio", "habit", 0, 20)
+    for name, measure in (
+        ("amount_score_90d", score(MEMORY)),
+        ("amount_modest_score_90d", score(MEMORY, modest=True)),
+    ):
+        yield Feature(name, measure, "deviations", "habit", -50, 50)
+    for name, length in (("7d", WEEK), ("14d", FORTNIGHT)):
+        outsized = count(CUSTOMER_OUTSIZED, length)
+        yield Feature(f"customer_outsized_{name}", outsized, "transactions", "habit", 0, 20)
 
 
 def _terminal_risk() -> Iterator[Feature]:
     for name, length in _WINDOWS[1:]:
-        frauds, share = Count(track=TERMINAL_FRAUD, length=length), FraudShare(length=length)
+        frauds, share = count(TERMINAL_FRAUD, length), fraud_share(length)
         yield Feature(f"terminal_frauds_{name}", frauds, "transactions", "terminal", 0, 50)
         yield Feature(f"terminal_fraud_share_{name}", share, "share", "terminal", 0, 1)
+    modest = TERMINAL_MODEST_FRAUD
+    for name, measure, unit, high in (
+        ("fraud_run", fraud_run, "transactions", 50),
+        ("fraud_run_days", fraud_run_days, "days", 90),
+        ("days_since_genuine", since_last(TERMINAL_GENUINE, MEMORY, DAY), "days", 100),
+        ("modest_frauds_30d", count(modest, MONTH), "transactions", 50),
+        ("days_since_first_modest_fraud", since_first(modest, MONTH, DAY), "days", 40),
+        ("days_since_last_modest_fraud", since_last(modest, MONTH, DAY), "days", 40),
+        ("genuine_since_modest_fraud", genuine_since_modest_fraud, "transactions", 200),
+    ):
+        yield Feature(f"terminal_{name}", measure, unit, "terminal", 0, high)
 
 
 FEATURES: tuple[Feature, ...] = (
-    Feature("amount", Amount(), "currency", "amount", 0, 1000),
-    Feature("hour_of_day", HourOfDay(), "hours", "time", 0, 24),
+    Feature("amount", amount, "currency", "amount", 0, 1000),
+    Feature("hour_of_day", hour_of_day, "hours", "time", 0, 24),
     *_velocity(),
-    Feature("customer_hours_since_last", SinceLast(track=CUSTOMER, length=MONTH, unit=HOUR), "hours", "velocity", 0, 720),
-    Feature("customer_at_terminal_90d", CountWithThis(track=PAIR, length=MEMORY), "transactions", "habit", 1, 50),
-    Feature("amount_to_mean_30d", TimesMean(length=MONTH), "ratio", "habit", 0, 20),
-    Feature("amount_to_mean_90d", TimesMean(length=MEMORY), "ratio", "habit", 0, 20),
-    Feature("amount_score_90d", Score(length=MEMORY), "deviations", "habit", -50, 50),
-    Feature("amount_to_ordinary_mean_90d", TimesMean(length=MEMORY, ordinary=True), "ratio", "habit", 0, 20),
-    Feature("amount_ordinary_score_90d", Score(length=MEMORY, ordinary=True), "deviations", "habit", -50, 50),
-    Feature("customer_outsized_7d", Count(track=CUSTOMER_OUTSIZED, length=WEEK), "transactions", "habit", 0, 20),
-    Feature("customer_outsized_14d", Count(track=CUSTOMER_OUTSIZED, length=FORTNIGHT), "transactions", "habit", 0, 30),
-    Feature("customer_frauds_30d", Count(track=CUSTOMER_FRAUD, length=MONTH), "transactions", "customer", 0, 30),
+    *_habit_distance(),
+    Feature("customer_visits_90d", count_with_this(PAIR, MEMORY), "transactions", "novelty", 1, 50),
+    Feature("customer_frauds_30d", count(CUSTOMER_FRAUD, MONTH), "transactions", "customer", 0, 30),
     *_terminal_risk(),
-    Feature("terminal_fraud_run", FraudRun(), "transactions", "terminal", 0, 50),
-    Feature("terminal_fraud_run_days", FraudRunDays(), "days", "terminal", 0, 90),
-    Feature("terminal_days_since_genuine", SinceLast(track=TERMINAL_GENUINE, length=MEMORY, unit=DAY), "days", "terminal", 0, 100),
-    Feature("terminal_ordinary_frauds_30d", Count(track=TERMINAL_ORDINARY_FRAUD, length=MONTH), "transactions", "terminal", 0, 50),
-    Feature("terminal_days_since_first_ordinary_fraud", SinceFirst(track=TERMINAL_ORDINARY_FRAUD, length=MONTH, unit=DAY), "days", "terminal", 0, 40),
-    Feature("terminal_days_since_last_ordinary_fraud", SinceLast(track=TERMINAL_ORDINARY_FRAUD, length=MONTH, unit=DAY), "days", "terminal", 0, 40),
-    Feature("terminal_genuine_since_ordinary_fraud", GenuineSinceOrdinaryFraud(), "transactions", "terminal", 0, 200),
-)  # fmt: skip
+)
 """Every input of the model, in the order of its columns."""
 
 FEATURE_NAMES: tuple[str, ...] = tuple(feature.name for feature in FEATURES)
@@ -469,14 +443,14 @@ class _StreamView:
         return self._columns[track]
 
     def _events(self, track: Track) -> Flags:
-        """Which transactions are events of the track. (N,)"""
+        """Which transactions are events of the track. Shape (N,)."""
         if track.of == "outsized":
             return np.asarray(is_outsized(self))
-        if track.of == "ordinary_fraud":
-            return (self._label == 1) & ~self._events(CUSTOMER_OUTSIZED)
+        if track.of == "modest_fraud":
+            return np.asarray((self._label == 1) & ~self._events(CUSTOMER_OUTSIZED))
         if track.of == "all":
             return np.ones(len(self.time), np.bool_)
-        return self._label == (1 if track.of == "fraud" else 0)
+        return np.asarray(self._label == (1 if track.of == "fraud" else 0))
 
 
 class _Sorted:
@@ -485,16 +459,18 @@ class _Sorted:
     def __init__(self, key: Ints, time: Ints) -> None:
         self.order = np.argsort(key, kind="stable")
         self.rank = np.empty_like(self.order)
-        """Position of each transaction in this order. (N,)"""
+        """Position of each transaction in this order. Shape (N,)."""
         self.rank[self.order] = np.arange(len(key))
         self.time = time[self.order]
         self._start, self._length = int(time[0]), int(time[-1] - time[0])
-        # Key and time in one sorted number, with room for moments before and after all times.
-        self._base = key[self.order] * (self._length + 2) - self._start
+        # Key and time in one sorted number, with room for a moment before all times. Keys are
+        # numbered anew without gaps, because pairs of large numbers would overflow.
+        group = np.append(0, np.cumsum(np.diff(key[self.order]) != 0))
+        self._base = group * (self._length + 2) - self._start
         self._moments = self._base + self.time
 
     def position(self, moment: Ints) -> Ints:
-        """Position after the last event that shares the key and is not after `moment`. (N,)"""
+        """Find the end of the events that share the key and are not after `moment`. Shape (N,)."""
         within = np.clip(moment[self.order], self._start - 1, self._start + self._length)
         # Asked in sorted order, neighbours search the same memory: five times faster.
         found = np.searchsorted(self._moments, self._base + within, side="right")
@@ -513,28 +489,28 @@ class _Column:
 
     @cached_property
     def count(self) -> Ints:
-        """Events at the first 0, 1, ... N positions. (N + 1,)"""
+        """Events at the first 0, 1, ... N positions. Shape (N + 1,)."""
         return _running(self._events)
 
     @cached_property
     def cents(self) -> Ints:
-        """Sums of their amounts. (N + 1,)"""
+        """Sums of their amounts. Shape (N + 1,)."""
         return _running(self._cents * self._events)
 
     @cached_property
     def squares(self) -> Ints:
-        """Sums of their squared amounts; these may wrap around, differences do not. (N + 1,)"""
+        """Sums of their squared amounts; they may wrap, differences do not. Shape (N + 1,)."""
         return _running(np.minimum(self._cents, _CAP) ** 2 * self._events)
 
     @cached_property
     def last(self) -> Ints:
-        """Position of the last event before each position, -1 where there is none. (N + 1,)"""
+        """Position of the last event before each position, or -1. Shape (N + 1,)."""
         places = np.where(self._events, np.arange(len(self._events)), -1)
         return np.append(-1, np.maximum.accumulate(places))
 
     @cached_property
     def first(self) -> Ints:
-        """Position of the first event from each position on, N where there is none. (N + 1,)"""
+        """Position of the first event from each position on, or N. Shape (N + 1,)."""
         none = len(self._events)
         places = np.where(self._events, np.arange(none), none)
         return np.append(np.minimum.accumulate(places[::-1])[::-1], none)
@@ -546,7 +522,7 @@ def _running(values: NDArray[Any]) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class _StreamWindow:
-    """One window of each of N transactions: the events at positions [start, end). All (N,)."""
+    """One window of each of N transactions: the events at positions [start, end). Shapes (N,)."""
 
     _column: _Column
     opening: Ints
@@ -568,12 +544,12 @@ class _StreamWindow:
     @property
     def first(self) -> Ints:
         found = self._column.first[self._start]
-        return np.where(found < self._end, self._column.time[found % len(found)], NEVER)
+        return np.where(found < self._end, self._column.time.take(found, mode="clip"), NEVER)
 
     @property
     def last(self) -> Ints:
         found = self._column.last[self._end]
-        return np.where(found >= self._start, self._column.time[found], NEVER)
+        return np.where(found >= self._start, self._column.time.take(found, mode="clip"), NEVER)
 
 
 # --- Executor 2: event by event -------------------------------------------------------------------
@@ -600,9 +576,10 @@ class Transaction:
 class FeatureState:
     """What is remembered of the past, to compute the features of the next transaction.
 
-    An event costs O(log n) of what its customer and terminal did in `MEMORY`. Events may come late,
-    and labels at any time: one that comes before its delay is over waits until then. One thread at
-    a time may change it; `features` changes nothing.
+    A transaction costs a few binary searches in what its customer and its terminal did within
+    `MEMORY`. Transactions may come late, and labels at any time: one that comes before its delay
+    is over is kept back until then. One thread at a time may change a state. Call `forget` now and
+    then, or customers who went away stay.
 
     Args:
         delay: Seconds until a label counts as known, at least 1.
@@ -612,17 +589,16 @@ class FeatureState:
         _require_delay(delay)
         self.delay = delay
         self._events: dict[Track, dict[Any, _Events]] = {track: {} for track in _TRACKS}
-        # An ordered dictionary forgets its oldest entry in constant time, a dictionary does not.
-        self._remembered: OrderedDict[Identifier, _Remembered] = OrderedDict()
+        self._remembered: dict[Identifier, _Remembered] = {}
 
     def __len__(self) -> int:
         """How many transactions can still be labelled."""
         return len(self._remembered)
 
     def features(self, transaction: Transaction) -> NDArray[np.float32]:
-        """Compute the features of a transaction that is not added yet. (F,), in natural units."""
+        """Compute the features (F,) of a transaction that is not added yet; changes nothing."""
         view = _EventView(self._events, transaction, self.delay)
-        return np.array([feature.measure(view) for feature in FEATURES], np.float32)
+        return np.array([measure(view) for measure in _MEASURES], np.float32)
 
     def add(self, transaction: Transaction) -> None:
         """Remember a transaction; one whose id is remembered already changes nothing."""
@@ -634,7 +610,6 @@ class FeatureState:
         if outsized:
             self._remember(CUSTOMER_OUTSIZED, transaction)
         self._remembered[transaction.id] = _Remembered(transaction, outsized, "")
-        self._forget_remembered(transaction.time)
 
     def label(self, identifier: Identifier, is_fraud: bool) -> bool:
         """Tell whether a transaction was fraud; tell it again to correct it.
@@ -645,28 +620,29 @@ class FeatureState:
         known = self._remembered.get(identifier)
         if known is None:
             return False
-        kind = ("fraud" if known.outsized else "ordinary_fraud") if is_fraud else "genuine"
+        kind = ("fraud" if known.outsized else "modest_fraud") if is_fraud else "genuine"
         if kind != known.kind:
             for track in _LABEL_TRACKS[known.kind]:
-                key = _key(track, known.transaction)
-                self._events[track][key].remove(known.transaction.time)
+                events = self._events[track].get(_key(track, known.transaction), _NO_EVENTS)
+                events.remove(known.transaction.time)
             for track in _LABEL_TRACKS[kind]:
                 self._remember(track, known.transaction)
             self._remembered[identifier] = known._replace(kind=kind)
         return True
 
     def forget(self, now: int) -> None:
-        """Drop all that no window needs any longer; without it, idle customers stay.
+        """Drop all that no window needs any longer.
 
         Args:
-            now: Time of the latest transaction, seconds since 1970.
+            now: Seconds since 1970, by a clock that can be trusted: what it makes old is gone.
         """
-        self._forget_remembered(now)
-        for track, keys in self._events.items():
-            horizon = now - self._memory
-            gone = [key for key, events in keys.items() if events.times[-1] <= horizon]
-            for key in gone:
-                del self._events[track][key]
+        horizon = now - self._memory
+        for keys in self._events.values():
+            for key in [key for key, events in keys.items() if events.times[-1] <= horizon]:
+                del keys[key]
+        old = [i for i, known in self._remembered.items() if known.transaction.time <= horizon]
+        for identifier in old:
+            del self._remembered[identifier]
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Copy all that is remembered into plain arrays, for `numpy.savez` without pickle."""
@@ -698,14 +674,6 @@ class FeatureState:
         events.add(transaction.time, transaction.cents)
         events.forget(transaction.time - self._memory)
 
-    def _forget_remembered(self, now: int) -> None:
-        horizon = now - self._memory
-        while self._remembered:
-            identifier, oldest = next(iter(self._remembered.items()))
-            if oldest.transaction.time > horizon:
-                break
-            del self._remembered[identifier]
-
 
 class _Remembered(NamedTuple):
     """A transaction that can still be labelled."""
@@ -713,23 +681,24 @@ class _Remembered(NamedTuple):
     transaction: Transaction
     outsized: bool
     kind: str
-    """genuine, fraud (of an outsized amount), ordinary_fraud; empty while nobody has said."""
+    """genuine, fraud (of an outsized amount), modest_fraud; empty while nobody has said."""
 
 
+_MEASURES = tuple(feature.measure for feature in FEATURES)
 _TRACKS = (
     CUSTOMER,
     CUSTOMER_OUTSIZED,
     CUSTOMER_FRAUD,
     TERMINAL_GENUINE,
     TERMINAL_FRAUD,
-    TERMINAL_ORDINARY_FRAUD,
+    TERMINAL_MODEST_FRAUD,
     PAIR,
 )
 _LABEL_TRACKS: Mapping[str, tuple[Track, ...]] = {
     "": (),
     "genuine": (TERMINAL_GENUINE,),
     "fraud": (CUSTOMER_FRAUD, TERMINAL_FRAUD),
-    "ordinary_fraud": (CUSTOMER_FRAUD, TERMINAL_FRAUD, TERMINAL_ORDINARY_FRAUD),
+    "modest_fraud": (CUSTOMER_FRAUD, TERMINAL_FRAUD, TERMINAL_MODEST_FRAUD),
 }
 
 
@@ -761,8 +730,10 @@ class _Events:
             _insert(self.squares, place, capped * capped)
 
     def remove(self, time: int) -> None:
-        """Take back an event of a track without amounts."""
-        del self.times[bisect_right(self.times, time) - 1]
+        """Take back an event of a track without amounts, unless it is forgotten already."""
+        place = bisect_right(self.times, time) - 1
+        if place >= 0 and self.times[place] == time:
+            del self.times[place]
 
     def forget(self, horizon: int) -> None:
         """Drop old events once they are most: so each is moved once on average."""
@@ -806,11 +777,17 @@ class _EventView:
         window = self._windows.get((track, length))
         if window is None:
             opening = (self._known if track.delayed else self.time) - length
-            window = self._windows[track, length] = self._after(track, opening)
+            window = self._windows[track, length] = self.after(track, opening)
         return window
 
-    def after(self, track: Track, moment: int) -> Window:
-        return self._after(track, moment)
+    def after(self, track: Track, moment: int) -> _EventWindow:
+        found = self._found.get(track)
+        if found is None:
+            events = self._events[track].get(_key(track, self._transaction), _NO_EVENTS)
+            now = self._known if track.delayed else self.time
+            found = self._found[track] = events, bisect_right(events.times, now)
+        events, end = found
+        return _EventWindow(events, moment, bisect_right(events.times, moment), end)
 
     def ratio(self, numerator: float, denominator: float, otherwise: float) -> float:
         # As numpy does it: both to double precision first.
@@ -819,14 +796,6 @@ class _EventView:
     least = staticmethod(min)
     greatest = staticmethod(max)
     root = staticmethod(math.sqrt)
-
-    def _after(self, track: Track, opening: int) -> _EventWindow:
-        found = self._found.get(track)
-        if found is None:
-            events = self._events[track].get(_key(track, self._transaction), _NO_EVENTS)
-            now = self._known if track.delayed else self.time
-            found = self._found[track] = events, bisect_right(events.times, now)
-        return _EventWindow(found[0], opening, bisect_right(found[0].times, opening), found[1])
 
 
 class _EventWindow:

@@ -3,16 +3,16 @@
 Customers live on a square, pay at terminals near by, and each has a habit: a mean amount, a spread
 and a rate of transactions. Four kinds of fraud happen to them. The first three follow the published
 description in Le Borgne, Siblini, Lebichot and Bontempi, Reproducible Machine Learning for Credit
-Card Fraud Detection, Universite Libre de Bruxelles, 2022, chapter 3; the rates are theirs:
+Card Fraud Detection, Université libre de Bruxelles, 2022, chapter 3; the rates are theirs:
 
 1. every amount above 220 is fraud;
 2. a terminal is compromised for 28 days, and everything paid there is fraud;
 3. a customer's card leaks for 14 days, and a third of its payments are fraud of a multiple of the
    usual amount;
-4. (ours) a stolen card is tested: a burst of tiny payments within minutes, at a far terminal.
+4. (ours) a stolen card is tested: a burst of tiny payments within minutes, anywhere.
 
-Habits and frauds drift, as they do: each customer's amounts grow or shrink, weekends are busier, and
-the thieves of kind 3 become more modest as the months go by.
+Habits and frauds drift, as they do: each customer's amounts grow or shrink, weekends are busier,
+and the thieves of kind 3 become more modest as the months go by.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COMPROMISE_DAYS, COMPROMISES_PER_TERMINAL_DAY = 28, 2 / 10_000
 LEAK_DAYS, LEAKS_PER_CUSTOMER_DAY, LEAK_SHARE = 14, 3 / 5_000, 1 / 3
 LEAK_FACTOR, LEAK_FACTOR_HALVING_DAYS = 5.0, 365.0
 """Kind 3 multiplies amounts by so much at first, and by half of it after so many days."""
-TESTS_PER_CUSTOMER_DAY, TEST_SIZE, TEST_SECONDS = 1.2e-4, (6, 20), 600
+TESTS_PER_CUSTOMER_DAY, TEST_SIZE, TEST_SECONDS = 2.5e-4, (5, 12), 600
 
 WEEKEND_RATE = 1.3
 """Transactions on a Saturday or Sunday, against another day."""
@@ -100,7 +100,7 @@ def simulate(
     # One generator for each part, so that a change in one leaves the others as they are.
     world_seed, payment_seed, fraud_seed, test_seed = np.random.SeedSequence(seed).spawn(4)
     world = _make_world(np.random.default_rng(world_seed), customers, terminals, mean_rate)
-    payments = _pay(np.random.default_rng(payment_seed), world, days)
+    payments = _pay(np.random.default_rng(payment_seed), world, days, start)
     payments = _defraud(np.random.default_rng(fraud_seed), payments, customers, terminals, days)
     tests = _test_cards(np.random.default_rng(test_seed), customers, terminals, days)
     return _to_transactions([payments, tests], customers, terminals, start)
@@ -128,13 +128,14 @@ def _in_reach(home: Floats, places: Floats) -> Ints:
     return near if len(near) else np.array([squares.argmin()])
 
 
-def _pay(random: np.random.Generator, world: _World, days: int) -> _Payments:
+def _pay(random: np.random.Generator, world: _World, days: int, start: int) -> _Payments:
     """What customers pay when nobody interferes."""
-    weekend = (START // DAY + 3 + np.arange(days)) % 7 >= 5
-    rate = np.outer(world.rate, np.where(weekend, WEEKEND_RATE, 1.0))  # (C, days)
-    counts = random.poisson(rate)
-    customer, day = (axis.repeat(counts.ravel()) for axis in np.indices(counts.shape).reshape(2, -1))
-    # Around noon; the few that fall out of their day are the neighbours' nights, and not made.
+    weekend = (start // DAY + 3 + np.arange(days)) % 7 >= 5  # 1970-01-01 was a Thursday.
+    counts = random.poisson(np.outer(world.rate, np.where(weekend, WEEKEND_RATE, 1.0)))  # (C, days)
+    customer, day = (
+        index.repeat(counts.ravel()) for index in np.indices(counts.shape).reshape(2, -1)
+    )
+    # Around noon; the few that fall out of their day are not made.
     second = random.normal(DAY / 2, 20_000, len(day)).astype(np.int64)
     mean = world.mean[customer] * np.exp(world.drift[customer] * day / 365)
     amount = random.normal(mean, mean / 2)
@@ -160,12 +161,10 @@ def _defraud(
 ) -> _Payments:
     """Kinds 1 to 3, in this order: where two meet, the later one says why."""
     day = payments.time // DAY
-    compromised = _spells(
-        random, terminals, days, COMPROMISES_PER_TERMINAL_DAY, COMPROMISE_DAYS
-    )[payments.terminal, day]
-    leaked = _spells(random, customers, days, LEAKS_PER_CUSTOMER_DAY, LEAK_DAYS)[
-        payments.customer, day
-    ] & (random.random(len(day)) < LEAK_SHARE)
+    compromises = _spells(random, terminals, days, COMPROMISES_PER_TERMINAL_DAY, COMPROMISE_DAYS)
+    leaks = _spells(random, customers, days, LEAKS_PER_CUSTOMER_DAY, LEAK_DAYS)
+    compromised = compromises[payments.terminal, day]
+    leaked = leaks[payments.customer, day] & (random.random(len(day)) < LEAK_SHARE)
     factor = LEAK_FACTOR * 0.5 ** (day / LEAK_FACTOR_HALVING_DAYS)
     scenario = np.select([leaked, compromised, payments.cents > LARGE_CENTS], [3, 2, 1], 0)
     cents = np.where(leaked, np.rint(payments.cents * factor).astype(np.int64), payments.cents)
@@ -175,7 +174,7 @@ def _defraud(
 def _spells(
     random: np.random.Generator, members: int, days: int, daily_rate: float, length: int
 ) -> NDArray[np.bool_]:
-    """Which member is struck on which day: spells of `length` days, begun at random. (M, days)"""
+    """Strike members at random for `length` days; tells who is struck on which day, (M, days)."""
     begun = random.random((members, days)) < daily_rate
     total = np.cumsum(np.pad(begun, ((0, 0), (length, 0))), axis=1)
     return total[:, length:] > total[:, :days]

@@ -25,6 +25,7 @@ from pegboard.records import Finding
 
 Ints = NDArray[np.int64]
 Strings = NDArray[np.str_]
+Level = Literal["error", "warning"]
 T = TypeVar("T")
 
 UNKNOWN = -1
@@ -120,7 +121,7 @@ def check_transactions(path: Path, columns: Mapping[str, str] = COLUMNS) -> Iter
         return
     yield from _find_unknown_columns(path, columns)
     yield from _find_bad_rows(table, path)
-    yield from _find_bad_labels(table, path)
+    yield from _find_no_fraud(table, path)
 
 
 def write_transactions(path: Path, transactions: Transactions) -> None:
@@ -134,7 +135,7 @@ def write_transactions(path: Path, transactions: Transactions) -> None:
 
 
 def _is_parquet(path: Path) -> bool:
-    return path.suffix in (".parquet", ".pq")
+    return path.suffix.lower() in (".parquet", ".pq")
 
 
 def _load(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
@@ -148,12 +149,10 @@ def _load(path: Path, columns: Mapping[str, str]) -> pl.DataFrame:
             "there are no transactions in it", where=str(path), remedy="give a file with rows"
         )
     first_row = 1 if _is_parquet(path) else 2  # Line 1 of a CSV is its header.
-    return pl.DataFrame(
-        [
-            pl.int_range(first_row, first_row + len(raw), eager=True).alias("row"),
-            *(_PARSERS[role](raw[name]).alias(role) for role, name in columns.items()),
-        ]
-    )
+    parsed = {role: _PARSERS[role](raw[name]) for role, name in columns.items()}
+    parsed.setdefault("label", pl.repeat(UNKNOWN, len(raw), dtype=pl.Int8, eager=True))
+    parsed["row"] = pl.int_range(first_row, first_row + len(raw), eager=True)
+    return pl.DataFrame(parsed)
 
 
 def _read_header(path: Path) -> list[str]:
@@ -166,7 +165,9 @@ def _read_header(path: Path) -> list[str]:
 
 def _scan(path: Path) -> pl.LazyFrame:
     # Every CSV cell is read as text: guessing types would fail late and without a row number.
-    return pl.scan_parquet(path) if _is_parquet(path) else pl.scan_csv(path, infer_schema=False)
+    if _is_parquet(path):
+        return pl.scan_parquet(path, glob=False)
+    return pl.scan_csv(path, infer_schema=False, glob=False)
 
 
 def _read(path: Path, read: Callable[[], T]) -> T:
@@ -187,7 +188,7 @@ def _require_columns(path: Path, header: list[str], columns: Mapping[str, str]) 
             raise DataError(
                 f"no column is mapped to '{role}'",
                 where="the mapping of columns",
-                remedy=f"name the column of the {role}, one of {', '.join(header)}",
+                remedy=f"name the column of the {role}, one of {', '.join(map(_show, header))}",
             )
     for role, name in columns.items():
         if role not in ROLES:
@@ -200,8 +201,14 @@ def _require_columns(path: Path, header: list[str], columns: Mapping[str, str]) 
             raise DataError(
                 f"the column '{name}' ({role}) is missing",
                 where=str(path),
-                remedy=f"map '{role}' to an existing column, perhaps '{_nearest(name, header)}'",
+                remedy=f"map '{role}' to an existing column, perhaps "
+                f"'{_show(_nearest(name, header))}'",
             )
+
+
+def _show(name: str) -> str:
+    """The name of a column, unless it may be a value of a file that has no header."""
+    return "(a name full of digits)" if sum(map(str.isdigit, name)) > 6 else name
 
 
 def _nearest(name: str, names: list[str]) -> str:
@@ -218,9 +225,10 @@ def _parse_time(raw: pl.Series) -> pl.Series:
     """Seconds since 1970 UTC as Int64 from date-times, text or numbers; (N,) -> (N,)."""
     if isinstance(raw.dtype, pl.Datetime | pl.Date):
         return raw.cast(pl.Datetime("us")).dt.epoch("s")
-    seconds = raw.cast(pl.Float64, strict=False).floor().cast(pl.Int64, strict=False)
-    if raw.dtype == pl.String:
-        text = raw.str.strip_chars().str.replace("T", " ", literal=True).str.replace("Z$", "+00:00")
+    text = raw.str.strip_chars() if raw.dtype == pl.String else raw
+    seconds = text.cast(pl.Float64, strict=False).floor().cast(pl.Int64, strict=False)
+    if text.dtype == pl.String:
+        text = text.str.replace("T", " ", literal=True).str.replace("Z$", "+00:00")
         for form in _ISO_FORMATS:
             if seconds.null_count() == 0:
                 break
@@ -259,110 +267,94 @@ _PARSERS: Mapping[str, Callable[[pl.Series], pl.Series]] = {
 
 
 def _find_unknown_columns(path: Path, columns: Mapping[str, str]) -> Iterator[Finding]:
-    unknown = [name for name in _read_header(path) if name not in columns.values()]
+    unknown = [_show(name) for name in _read_header(path) if name not in columns.values()]
     if unknown:
         yield Finding(
             level="warning",
-            what=f"{len(unknown)} columns are not mapped and ignored: {', '.join(unknown)}",
+            what=f"unknown columns are ignored: {', '.join(unknown)}",
             where=str(path),
             remedy="map them, or leave them out of the file",
         )
 
 
 def _find_bad_rows(table: pl.DataFrame, path: Path) -> Iterator[Finding]:
+    """One finding for each kind of bad row, with count and first row; values stay unsaid."""
+    for bad, level, what, remedy in _bad_rows(table):
+        count = int(bad.sum() or 0)
+        if count:
+            row = table["row"].filter(bad)[0]
+            yield Finding(
+                level=level,
+                what=f"{what} in {count} row{'s' if count > 1 else ''}",
+                where=f"{path}, first in row {row}",
+                remedy=remedy,
+            )
+
+
+def _bad_rows(table: pl.DataFrame) -> Iterator[tuple[pl.Series, Level, str, str]]:
+    """Which rows are bad, how much it matters, what is wrong with them, and the remedy."""
+    ids, times, cents, labels = (table[role] for role in ("id", "time", "amount", "label"))
     for role in ("id", "customer", "terminal"):
-        yield from _find(
-            table, path, table[role].is_null(), f"empty cells of '{role}'", "fill or drop the rows"
-        )
-    times, cents, labels = table["time"], table["amount"], table.get_column("label", default=None)
-    yield from _find(
-        table,
-        path,
-        ~table["id"].is_first_distinct() & table["id"].is_not_null(),
-        "duplicate ids",
+        yield table[role].is_null(), "error", f"no {role}", "fill the cells or drop the rows"
+    yield (
+        ids.is_not_null() & ~ids.is_first_distinct(),
+        "error",
+        "an id that an earlier row has",
         "keep one row of each transaction",
     )
-    yield from _find(
-        table,
-        path,
+    yield (
         times.is_null(),
-        "times that are no date-time and no seconds since 1970",
-        "write them as 2018-04-01 00:00:31 or as seconds",
+        "error",
+        "a time that is missing or cannot be read",
+        "write times as 2018-04-01 00:00:31 or as seconds since 1970",
     )
-    yield from _find(
-        table,
-        path,
+    yield (
         cents.is_null(),
-        "amounts that are missing, NaN or no number",
-        "write them as 12.34, without currency or thousands separator",
+        "error",
+        "an amount that is missing, NaN or no number",
+        "write amounts as 12.34, without currency and thousands separator",
     )
-    yield from _find(
-        table, path, cents < 0, "negative amounts", "leave refunds out, or give their amount"
+    yield cents < 0, "error", "a negative amount", "leave refunds out, or write their size"
+    yield (
+        labels.is_null(),
+        "error",
+        "a label other than 0 and 1",
+        "write 1 for fraud, 0 for genuine",
     )
-    if labels is not None:
-        yield from _find(
-            table, path, labels.is_null(), "labels other than 0 and 1", "write 1 for fraud, else 0"
-        )
-    yield from _find(
-        table,
-        path,
+    yield (
         times.diff() < 0,
-        "times earlier than the row before",
-        "none is needed: the rows will be sorted by time",
-        level="warning",
+        "warning",
+        "a time earlier than the row before",
+        "nothing need be done: the rows will be sorted",
     )
-
-
-def _find_bad_labels(table: pl.DataFrame, path: Path) -> Iterator[Finding]:
-    labels = table.get_column("label", default=pl.repeat(UNKNOWN, len(table), eager=True))
-    yield from _find(
-        table,
-        path,
+    yield (
         labels == UNKNOWN,
-        "missing labels",
-        "none is needed: they count as unknown",
-        level="warning",
+        "warning",
+        "no label",
+        "nothing need be done: it counts as unknown",
     )
-    if not (labels == 1).any():
+
+
+def _find_no_fraud(table: pl.DataFrame, path: Path) -> Iterator[Finding]:
+    if not (table["label"] == 1).any():
         yield Finding(
             level="error",
             what="there is no fraud among the labels",
             where=str(path),
-            remedy="map 'label' to the column that says 1 for fraud",
-        )
-
-
-def _find(
-    table: pl.DataFrame,
-    path: Path,
-    bad: pl.Series,
-    what: str,
-    remedy: str,
-    level: Literal["error", "warning"] = "error",
-) -> Iterator[Finding]:
-    """One finding with count and first row for the rows where `bad` is true; values stay unsaid."""
-    count = int(bad.sum() or 0)
-    if count:
-        row = table["row"][int(bad.fill_null(False).arg_max() or 0)]
-        yield Finding(
-            level=level,
-            what=f"{count} {what}, the first in row {row}",
-            where=f"{path}, row {row}",
-            remedy=remedy,
+            remedy="map 'label' to the column that holds 1 for fraud",
         )
 
 
 def _to_transactions(table: pl.DataFrame) -> Transactions:
     table = table.sort("time", maintain_order=True)
     customers, terminals = _code_book(table["customer"]), _code_book(table["terminal"])
-    unknown = pl.repeat(UNKNOWN, len(table), dtype=pl.Int8, eager=True)
     return Transactions(
         id=table["id"].to_numpy().astype(np.str_),
         time=table["time"].to_numpy(),
         customer=_encode(table["customer"], customers),
         terminal=_encode(table["terminal"], terminals),
         cents=table["amount"].to_numpy(),
-        label=table.get_column("label", default=unknown).to_numpy(),
+        label=table["label"].to_numpy(),
         customers=customers.to_numpy().astype(np.str_),
         terminals=terminals.to_numpy().astype(np.str_),
         scenario=table["scenario"].to_numpy() if "scenario" in table.columns else None,
