@@ -309,6 +309,10 @@ def read_bundle(folder: Path, *, verify: bool = True) -> Bundle:
     if verify:
         for name, facts in bundle.files.items():
             _check_file(folder, name, facts)
+        for candidate in bundle.candidates:
+            # Without it a model that no checksum covers would be opened.
+            if not bundle.size_of(candidate):
+                raise _damaged(folder, f"'{candidate.name}' has no file with a checksum")
     return bundle
 
 

@@ -165,8 +165,10 @@ def _interval(
 ) -> tuple[float | None, float | None]:
     generator = np.random.default_rng(seed)
     draws = []
-    for index in _resampled(rows, metric.group, resamples, generator):
+    for index, groups in _resampled(rows, metric.group, resamples, generator):
         drawn = {name: column[index] for name, column in rows.items()}
+        # A group that is drawn twice stands for two: a metric that counts groups must see two.
+        drawn |= {metric.group: groups} if metric.group else {}
         draws.append(metric.compute(drawn, thresholds))
     defined = [draw for draw in draws if math.isfinite(draw)]
     if not defined:
@@ -177,12 +179,13 @@ def _interval(
 
 def _resampled(
     rows: Rows, group: str, resamples: int, generator: np.random.Generator
-) -> Iterator[Array]:
-    """Yield indices of rows drawn with replacement: single rows, or whole groups of them."""
+) -> Iterator[tuple[Array, Array]]:
+    """Yield indices of rows drawn with replacement, single or in groups, and their groups."""
     count = len(next(iter(rows.values()))) if rows else 0
     if not group:
         for _ in range(resamples):
-            yield generator.integers(0, count, count)
+            drawn = generator.integers(0, count, count)
+            yield drawn, drawn
         return
     _, codes = np.unique(rows[group], return_inverse=True)
     order = np.argsort(codes, kind="stable")
@@ -192,7 +195,10 @@ def _resampled(
         drawn = generator.integers(0, len(sizes), len(sizes))
         lengths = sizes[drawn]
         offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        yield order[np.repeat(starts[drawn], lengths) + offsets]
+        yield (
+            order[np.repeat(starts[drawn], lengths) + offsets],
+            np.repeat(np.arange(len(drawn)), lengths),
+        )
 
 
 def _defined(value: float) -> float | None:

@@ -35,7 +35,7 @@ from pegboard.settings import TrainSettings
 RENDEZVOUS = "PEGBOARD_RENDEZVOUS"
 DEBUG = "PEGBOARD_DEBUG"
 MAX_RESTARTS = 3
-"""One is for the process that died; connecting again has been seen to fail after that."""
+"""How often all processes are started anew after one has died."""
 JOIN_SECONDS = 600
 """How long one node waits for the others."""
 
@@ -105,7 +105,7 @@ def _termination_as_interrupt() -> Iterator[None]:
         return
     # The agent takes all of these and would keep them.
     taken = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    before = {number: signal.getsignal(number) for number in taken}
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in taken}
     signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
@@ -115,7 +115,7 @@ def _termination_as_interrupt() -> Iterator[None]:
 
 
 def _reached(run: Run) -> str:
-    lines = read_journal(run.progress_file)
+    lines = [line for line in read_journal(run.progress_file) if "epoch" in line]
     if not lines:
         return "before its first step"
     return f"at epoch {lines[-1]['epoch'] + 1}, step {lines[-1]['step']}"
@@ -133,6 +133,8 @@ def _train_in_processes(run: Run, progress: Progress, processes: int) -> dict[st
     nodes, endpoint = run.project.settings.train.nodes, _endpoint(run)
     if logs.LOGGER.isEnabledFor(logging.DEBUG):
         os.environ[DEBUG] = "1"  # The processes inherit it.
+    # Or restarted processes find the addresses of dead ones in the agent's store (torch 135712).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     remove(_error_file(run.folder))
     config = LaunchConfig(
         min_nodes=nodes,

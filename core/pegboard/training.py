@@ -38,7 +38,7 @@ from torch.utils.data import Subset
 
 from pegboard.batching import Stream, TrainBatches, check_length, seed_generators
 from pegboard.checkpoints import Checkpoints, Position, Score, TrainState
-from pegboard.errors import DataError, PegboardError, SettingsError
+from pegboard.errors import DataError, PegboardError, PluginError, SettingsError
 from pegboard.evaluation import (
     ModulePredictor,
     batches_of,
@@ -85,9 +85,15 @@ class ModelWithLoss(nn.Module):
         self._settings, self._hook = run.project.settings, run.project.board.hook
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return scalars, means over the batch."""
+        """Return scalars, means over the batch; only `loss` has a gradient."""
         losses = self._hook.compute_loss(settings=self._settings, model=self.model, batch=batch)
-        return dict(losses)
+        if "loss" not in losses:
+            raise PluginError(
+                f"there is no 'loss' among the losses ({', '.join(losses) or 'none'})",
+                where=f"compute_loss of '{self._settings.solution}'",
+                remedy="call the one to minimise 'loss'",
+            )
+        return {name: v if name == "loss" else v.detach() for name, v in losses.items()}
 
 
 def distribute(module: nn.Module, world: World, strategy: str) -> nn.Module:
@@ -98,21 +104,22 @@ def distribute(module: nn.Module, world: World, strategy: str) -> nn.Module:
     as one group, so that a loss may use the model in any way.
 
     Raises:
-        SettingsError: The strategy cannot shard this model.
+        SettingsError: The model has a parameter without an axis, which fsdp cannot shard.
     """
     if world.size == 1:
         return module
     if strategy != "fsdp":
-        return DistributedDataParallel(module)
-    world.spread(module)
-    try:
-        fully_shard(module, mesh=init_device_mesh(world.device.type, (world.size,)))
-    except ValueError as error:
+        # A model may hold parameters that this loss does not use, and trains alone with them.
+        return DistributedDataParallel(module, find_unused_parameters=True)
+    scalar = next((name for name, p in module.named_parameters() if not p.ndim), None)
+    if scalar is not None:
         raise SettingsError(
-            f"fsdp cannot shard this model: {error}",
+            f"fsdp cannot shard the parameter '{scalar.removeprefix('model.')}', a single number",
             where="train.strategy",
-            remedy='set it to "ddp"',
-        ) from error
+            remedy='set it to "ddp", or make the parameter a vector of one number',
+        )
+    world.spread(module)
+    fully_shard(module, mesh=init_device_mesh(world.device.type, (world.size,)))
     return module
 
 
@@ -130,6 +137,7 @@ class Trainer:
         self.board, self.hook = run.project.board, run.project.board.hook
         self.settings, self.options = run.project.settings, run.project.settings.train
         self.began, self.cpu_began = time.monotonic(), _cpu_seconds()
+        self.metrics = metrics_of(self.board, self.settings)
         seed_generators(Stream.MODEL, self.options.seed)
         with progress.task("train: loading the data"):
             self.train_data = self.hook.load_split(settings=self.settings, split="train")
@@ -349,8 +357,7 @@ class Trainer:
     def _measure(self, rows: Rows) -> list[MetricValue]:
         """Compute the metrics, the headline first."""
         thresholds = self.hook.choose_thresholds(settings=self.settings, rows=rows)
-        metrics = metrics_of(self.board, self.settings)
-        return [measure(metric, rows, thresholds) for metric in metrics]
+        return [measure(metric, rows, thresholds) for metric in self.metrics]
 
     @contextmanager
     @torch.no_grad()
@@ -417,7 +424,7 @@ class Trainer:
             "epochs": position.epoch,
             "steps": position.step,
             "best_epoch": best.epoch + 1,
-            "metric": metrics_of(self.board, self.settings)[0].name,
+            "metric": self.metrics[0].name,
             "value": kept.value,
             "world_size": self.world.size,
             "seconds": round(position.seconds, 3),

@@ -167,7 +167,8 @@ def test_a_full_disk_while_training_leaves_nothing_half_written(
     folder = make_project(SMALL)
     assert pegboard("check", folder=folder).returncode == 0
     sentence = the_sentence(limited(["train"], folder, 2_000))
-    assert "there is no space left to write to" in sentence
+    assert "cannot be written" in sentence
+    assert "free space" in sentence
     assert str(folder / "runs") in sentence
     assert nothing_half_written(folder)
     assert pegboard("train", folder=folder).returncode == 0
@@ -177,7 +178,7 @@ def test_a_full_disk_while_training_leaves_nothing_half_written(
     ("module", "told"),
     [
         ("torch", "the package 'torch' is not installed"),
-        ("onnxruntime", "onnxruntime is not installed"),
+        ("onnxruntime", "'onnxruntime' is not installed"),
     ],
 )
 def test_a_missing_extra_is_named_with_the_command(
@@ -242,6 +243,14 @@ def raised(error: BaseException) -> BaseException:
         raise error
     except BaseException as caught:
         return caught
+
+
+def test_a_file_that_ends_too_early_is_no_interrupt(
+    make_project: MakeProject, pegboard: Pegboard
+) -> None:
+    hooks = HOOK + "def check_data():\n    raise EOFError('no data left in file')"
+    sentence = the_sentence(pegboard("check", folder=make_project(SMALL, hooks=hooks)))
+    assert "failed in 'check_data' with EOFError: no data left in file" in sentence
 
 
 @pytest.mark.parametrize(

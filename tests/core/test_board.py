@@ -81,9 +81,10 @@ def test_answers_of_all_are_joined_in_the_order_of_registration(
 ) -> None:
     install(site, "early", TAGGED.format("early"))
     install(site, "late", TAGGED.format("late"))
-    assert build_board(None, ["early", "late"]).collect(
-        "draw", settings=None, evaluation=None
-    ) == ["early", "late"]
+    assert build_board(None, ["early", "late"]).collect("draw", settings=None, evaluation=None) == [
+        "early",
+        "late",
+    ]
 
 
 def test_the_cores_own_answers_come_through_the_same_hooks() -> None:
@@ -134,7 +135,7 @@ def test_a_broken_solution_or_project_is_an_error(
 
 
 def test_a_plugin_that_is_not_installed_points_to_the_nearest() -> None:
-    with pytest.raises(PluginError, match="there is no plugin 'tooy'.*did you mean 'toy'"):
+    with pytest.raises(PluginError, match=r"there is no plugin 'tooy'.*did you mean 'toy'"):
         build_board("tooy")
 
 

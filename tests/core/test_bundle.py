@@ -252,6 +252,15 @@ def test_a_file_outside_the_bundle_is_refused(folder: Path) -> None:
         read_bundle(folder)
 
 
+def test_a_model_that_no_checksum_covers_is_refused(folder: Path) -> None:
+    def point_away(tables: dict[str, Any]) -> None:
+        tables["candidates"][1]["file"] = "../elsewhere/model.onnx"
+
+    rewritten(folder, point_away)
+    with pytest.raises(BundleError, match=r"'torch/fp32' has no file with a checksum"):
+        read_bundle(folder)
+
+
 def test_checksums_are_skipped_when_asked(folder: Path) -> None:
     (folder / GOLDEN).write_bytes(b"")
     assert read_bundle(folder, verify=False).solution == "toy"

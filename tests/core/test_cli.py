@@ -66,9 +66,7 @@ def test_every_stage_is_a_command(tmp_path: Path, give: Give) -> None:
     assert give(folder=tmp_path)[:2] == (0, helped)
 
 
-def test_a_project_is_found_from_any_folder_in_it(
-    make_project: MakeProject, give: Give
-) -> None:
+def test_a_project_is_found_from_any_folder_in_it(make_project: MakeProject, give: Give) -> None:
     below = make_project() / "notebooks" / "old"
     below.mkdir(parents=True)
     code, printed, _ = give("prepare", folder=below)
@@ -109,9 +107,7 @@ def test_a_wrong_command_line_is_one_sentence(
 # --------------------------------------------------------------------------- list and describe
 
 
-def test_list_names_solutions_and_templates_with_their_versions(
-    tmp_path: Path, give: Give
-) -> None:
+def test_list_names_solutions_and_templates_with_their_versions(tmp_path: Path, give: Give) -> None:
     _, printed, _ = give("list", folder=tmp_path)
     lines = [line.split() for line in printed.splitlines()]
     assert ["toy", "0.1", "pegboard-toy"] in [line[:3] for line in lines]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pegboard import BundleError, SettingsError
+from pegboard import BundleError, PegboardError, SettingsError
 from pegboard.bundle import Bundle, Candidate, read_bundle
 from pegboard.progress import SilentProgress
 from pegboard.project import open_project
@@ -122,11 +122,33 @@ def test_every_compression_is_a_candidate_and_fp32_stays(run_copy: Callable[...,
 def test_compressing_again_begins_with_what_was_exported(run_copy: Callable[..., Run]) -> None:
     run = run_copy(INT8)
     compress.run(run, SilentProgress())
+    compress.run(run, SilentProgress())
     plain = open_project(run.project.folder)
     compress.run(Run(project=plain, folder=run.folder), SilentProgress())
     bundle = read_bundle(run.bundle)
     assert [candidate.name for candidate in bundle.candidates] == ["onnx/fp32", "torch/fp32"]
-    assert not [name for name in bundle.files if "int8" in name]
+    assert not list(run.bundle.rglob("*int8*"))
+
+
+def test_a_compression_that_is_killed_leaves_a_bundle_that_can_be_read(
+    run_copy: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_copy(INT8)
+    compress.run(run, SilentProgress())
+
+    def killed(*_: Any) -> None:
+        # Half of a new candidate where the old one was, and no time to say so.
+        (run.bundle / "models/onnx/int8-dynamic").mkdir()
+        (run.bundle / "models/onnx/int8-dynamic/model.onnx").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compress, "_compressed", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compress.run(run, SilentProgress())
+    assert read_bundle(run.bundle).chosen_name == "onnx/fp32"
+    monkeypatch.undo()
+    monkeypatch.setattr(compress, "TIMING_SECONDS", 0.3)
+    assert len(compress.run(run, SilentProgress())["candidates"]) == 4
 
 
 def test_an_unknown_compression_names_the_nearest(run_copy: Callable[..., Run]) -> None:
@@ -154,6 +176,10 @@ def fail(request):
     raise RuntimeError("no kernel for this graph\\nin detail: ...")
 
 
+def fill(request):
+    raise OSError(28, "No space left on device")
+
+
 def load(path, signature):
     predictor = onnx.load(path, signature)
     if "guess" not in path.parts:
@@ -164,7 +190,7 @@ def load(path, signature):
 @hookimpl
 def deploy_targets():
     (target,) = onnx.deploy_targets()
-    return [replace(target, load=load, compressions={"guess": guess, "fails": fail})]
+    return [replace(target, load=load, compressions={"guess": guess, "fails": fail, "fills": fill})]
 """
 
 
@@ -180,6 +206,17 @@ def test_a_compression_that_fails_is_noted_and_left_out(run_copy: Callable[..., 
     assert facts["failed"] == {"onnx/fails": "no kernel for this graph"}
     assert list(facts["candidates"]) == ["onnx/fp32", "torch/fp32"]
     assert not (run.bundle / "models" / "onnx" / "fails").exists()
+
+
+def test_a_full_disk_stops_the_stage_and_leaves_the_bundle_as_it_was(
+    run_copy: Callable[..., Run],
+) -> None:
+    run = planted(run_copy, "deploy.compress=['fills']")
+    before = read_bundle(run.bundle)
+    with pytest.raises(PegboardError, match=r"no space left to write to"):
+        compress.run(run, SilentProgress())
+    assert read_bundle(run.bundle) == before
+    assert [path.name for path in (run.bundle / "models" / "onnx").iterdir()] == ["fp32"]
 
 
 def test_a_candidate_that_loses_the_metric_is_not_chosen_however_fast(

@@ -71,6 +71,18 @@ def test_rows_of_a_group_are_resampled_together() -> None:
     assert together.high - together.low > 5 * (alone.high - alone.low)  # type: ignore[operator]
 
 
+def test_a_metric_that_counts_groups_keeps_its_value_within_its_interval() -> None:
+    rows = {"a": np.ones(500), "card": np.arange(500)}
+    metric = Metric(
+        name="cards",
+        compute=lambda rows, _: float(len(np.unique(rows["card"]))),
+        direction="higher",
+        group="card",
+    )
+    value = measure(metric, rows, {}, resamples=20)
+    assert (value.low, value.value, value.high) == (500, 500, 500)
+
+
 def test_a_metric_that_is_not_defined_is_none() -> None:
     value = measure(mean_of("a"), {"a": np.array([np.nan])}, {}, resamples=5)
     assert (value.value, value.low, value.high) == (None, None, None)

@@ -55,9 +55,7 @@ def cpu_seconds(command: list[str], folder: Path) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(
-            after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-        )
+        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     return min(times)
 
 

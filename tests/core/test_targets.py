@@ -134,6 +134,8 @@ def test_onnx_names_axes_inputs_and_outputs_as_the_signature_does(exported: Expo
         ("map", ["batch", 4, 6, 6]),
     ]
     assert (model.producer_name, model.opset_import[0].version) == ("pegboard", 20)
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert not (model.metadata_props or model.graph.metadata_props or model.graph.doc_string)
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
 
 

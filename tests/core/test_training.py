@@ -14,7 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from pegboard.checkpoints import Position
-from pegboard.errors import DataError, InterruptedRunError, PegboardError, SettingsError
+from pegboard.errors import (
+    DataError,
+    InterruptedRunError,
+    PegboardError,
+    PluginError,
+    SettingsError,
+)
 from pegboard.journal import describe_epoch, read_journal, whole_lines
 from pegboard.launch import launch
 from pegboard.progress import SilentProgress
@@ -488,6 +494,21 @@ def compute_loss():
     interrupted(run)
     assert train(run)["steps"] == STEPS
     assert same(untrained, load_file(run.weights_file))
+
+
+def test_losses_without_the_one_to_minimise_are_refused(begin: Callable[..., Run]) -> None:
+    run = begin(
+        hooks="""
+from pegboard import hookimpl
+
+@hookimpl(wrapper=True)
+def compute_loss():
+    losses = yield
+    return {"cross_entropy": losses["loss"]}
+"""
+    )
+    with pytest.raises(PluginError, match=r"no 'loss' among the losses \(cross_entropy\)"):
+        train(run)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

@@ -71,7 +71,7 @@ def _read(settings: Any) -> dict[str, Any]:
     path = settings.data.folder / "toy.npz"
     try:
         return dict(np.load(path))
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         raise DataError("the data cannot be read", where=str(path), remedy="delete it") from None
 
 

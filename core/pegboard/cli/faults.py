@@ -31,6 +31,9 @@ def explain(error: BaseException) -> PegboardError:
     """Return the sentence for an error: itself when it is ours, else the best that is known."""
     if isinstance(error, PegboardError):
         return error
+    if isinstance(error.__cause__, EOFError):
+        # typer takes every EOFError for the end of what a user types; files end, too.
+        return explain(error.__cause__)
     known: tuple[Callable[[BaseException], PegboardError | None], ...] = (
         _usage,
         _interrupted,

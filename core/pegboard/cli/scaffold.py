@@ -204,16 +204,27 @@ def answers_of(template: Template, answers: Answers) -> dict[str, Any]:
     return {name: value for name, value in settled.items() if not name.startswith("_")}
 
 
+def _render(template: Template, answers: Answers, folder: str) -> Path:
+    context = {"cookiecutter": settle(template, answers)}
+    from cookiecutter.exceptions import CookiecutterException
+    from cookiecutter.generate import generate_files
+    from jinja2 import TemplateError
+
+    try:
+        return Path(generate_files(template.folder, context=context, output_dir=folder))
+    except (CookiecutterException, TemplateError) as error:
+        raise PegboardError(
+            f"the template '{template.name}' cannot be rendered: {error}",
+            where=f"{template.distribution} {template.version}",
+            remedy="this is a defect of the template",
+        ) from error
+
+
 @contextmanager
 def _rendered(template: Template, answers: Answers, parent: Path | None = None) -> Iterator[Path]:
     """Render a template into a temporary folder below `parent`; give the project in it."""
-    context = settle(template, answers)
-    from cookiecutter.generate import generate_files
-
     with tempfile.TemporaryDirectory(dir=parent, prefix=".new-") as temporary:
-        project = Path(
-            generate_files(template.folder, context={"cookiecutter": context}, output_dir=temporary)
-        )
+        project = _render(template, answers, temporary)
         for compiled in sorted(project.rglob("__pycache__")):
             remove(compiled)  # pip compiles the templates' Python files, too.
         yield project

@@ -27,9 +27,9 @@ def run(run: Run, progress: Progress) -> dict[str, Any]:
     write_json(run.check_file, [asdict(finding) for finding in findings])
     counts = {level: sum(f.level == level for f in findings) for level in LEVELS}
     if counts["error"]:
-        # Without an error the command ends with the same as a table.
-        for finding in findings:
-            progress.say(f"{finding.level}: {finding.what} ({finding.where}); {finding.remedy}")
+        # The first is the error's own sentence; without an error the command prints a table.
+        for finding in findings[1:]:
+            progress.say(f"- {finding.level}: {finding.what} ({finding.where}); {finding.remedy}")
         raise _error(findings[0], others=counts["error"] - 1)
     return counts
 

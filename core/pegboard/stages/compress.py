@@ -19,7 +19,7 @@ from pegboard.bundle import (
 )
 from pegboard.errors import BundleError, SettingsError
 from pegboard.evaluation import ModulePredictor, evaluate
-from pegboard.files import atomic_path, remove
+from pegboard.files import atomic_path, disk_is_full, remove
 from pegboard.parity import metric_drop
 from pegboard.progress import Progress
 from pegboard.records import Array, CompressRequest, MetricValue, Predictor, Target
@@ -103,10 +103,17 @@ def _is_fit(candidate: Candidate, metric_limit: float) -> bool:
 
 
 def _only_fp32(bundle: Bundle) -> Bundle:
-    """Return the bundle as it was exported: what an earlier compression left is done again."""
+    """Bring the bundle back to what was exported: what an earlier compression left goes.
+
+    The manifest first, so that one killed at any moment leaves a bundle that can be read.
+    """
     fp32 = [candidate for candidate in bundle.candidates if candidate.variant == "fp32"]
     fresh = [replace(c, status="exported", reason="", measured={}) for c in fp32]
-    return replace(bundle, candidates=tuple(fresh), chosen_name=fresh[0].name)
+    exported = write_manifest(replace(bundle, candidates=tuple(fresh), chosen_name=fresh[0].name))
+    for candidate in bundle.candidates:
+        if candidate.variant != "fp32":
+            remove(model_folder(bundle.folder, candidate.target, candidate.variant))
+    return exported
 
 
 def _exported_targets(run: Run, bundle: Bundle) -> dict[str, Target]:
@@ -182,6 +189,9 @@ def _compressed(
     # A target is a plugin's: it may raise anything, and the other candidates go on without it.
     except Exception as error:
         remove(final)
+        # A full disk is nothing that this graph could help.
+        if disk_is_full(error.__cause__ or error):
+            raise
         return first_line(error)
     return candidate
 

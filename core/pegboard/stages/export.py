@@ -84,7 +84,8 @@ def run(run: Run, progress: Progress) -> dict[str, Any]:
                 chosen_name=candidates[0].name,
             )
         )
-        errors = _check_parity(run, bundle, targets, torch_answerer, golden)
+        with progress.task("compare with torch"):
+            errors = _check_parity(run, bundle, targets, torch_answerer, golden)
     return {
         "golden": len(golden),
         "candidates": {

@@ -126,7 +126,8 @@ def _compared(
     fresh = replace(candidate, status="exported", reason="")
     try:
         answerer = trained.answerer.with_predictor(bundle.load_predictor(targets, fresh))
-        outputs = [answerer.infer(record.inputs) for record in trained.golden]
+        records = progress.track(trained.golden, f"{candidate.name} on golden records")
+        outputs = [answerer.infer(record.inputs) for record in records]
         result = _on_test_split(run, answerer, candidate.name, progress)
     # A runtime raises what it likes; whatever it is, this candidate cannot be served.
     except Exception as error:

@@ -3,15 +3,117 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xgboost
-from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
-from pegboard.records import Array, Baseline
+from pegboard.records import Array, Baseline, Predictor
 from pegboard_fraud.data import FraudDataset
 from pegboard_fraud.features import FEATURE_NAMES
+from pegboard_fraud.metrics import average_precision
 from pegboard_fraud.settings import FraudSettings
+
+AMOUNT = FEATURE_NAMES.index("amount")
+
+FIXED: Mapping[str, Any] = {
+    "objective": "binary:logistic",
+    "tree_method": "hist",
+    # Both cost .06 of average precision when left alone: coarse bins cannot tell amounts apart, and
+    # the intercept that newer versions estimate starts from a hundredth of the odds.
+    "max_bin": 4096,
+    "base_score": 0.5,
+    "nthread": 1,
+    "seed": 0,
+    "verbosity": 0,
+}
+
+GRID: tuple[Mapping[str, Any], ...] = (
+    {"max_depth": 6, "eta": 0.3},
+    {"max_depth": 6, "eta": 0.1},
+    {"max_depth": 8, "eta": 0.1, "min_child_weight": 5, "colsample_bytree": 0.5},
+    {"max_depth": 4, "eta": 0.1, "subsample": 0.8},
+)
+"""What practitioners tune first; the number of rounds is found by stopping early."""
+
+MOST_ROUNDS = 300
+PATIENCE = 20
+TUNING_ROWS = 150_000
+"""The latest training rows, which the grid is searched on."""
+
+
+def build(settings: FraudSettings) -> list[Baseline]:
+    """Tuned XGBoost."""
+    return [
+        Baseline(
+            name="xgboost",
+            fit=fit_xgboost,
+            description=f"XGBoost {xgboost.__version__} on the same features and rows, tuned by a "
+            f"grid of {len(GRID)} with early stopping on the last fifth of the training days.",
+        )
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BoosterPredictor:
+    """Trees in the place of the deployable."""
+
+    booster: xgboost.Booster
+    """The trees."""
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Score features (B, F)."""
+        features = inputs["features"]
+        probability: Array = self.booster.inplace_predict(features)
+        return {"probability": probability, "expected_loss": probability * features[:, AMOUNT]}
+
+
+def fit_xgboost(train: FraudDataset, validation: FraudDataset) -> Predictor:
+    """Tune on the training days, the last fifth held out, then fit on all of them.
+
+    The validation split is not touched: it chooses the model's threshold, and the baseline's.
+    """
+    chosen, rounds = tune(train)
+    return BoosterPredictor(booster=_fit(chosen, train.features, train.labels, rounds))
+
+
+def tune(train: FraudDataset) -> tuple[Mapping[str, Any], int]:
+    """Return the best parameters of the grid and their number of rounds."""
+    features, labels = train.features[-TUNING_ROWS:], train.labels[-TUNING_ROWS:]
+    day = np.asarray(train.targets["day"])[-TUNING_ROWS:]
+    held_out = day > np.quantile(day, 0.8)
+    if not labels[held_out].any() or not labels[~held_out].any():
+        return GRID[0], 100
+    results = [
+        _stopped_early(
+            chosen, (features[~held_out], labels[~held_out]), (features[held_out], labels[held_out])
+        )
+        for chosen in GRID
+    ]
+    best = int(np.argmax([score for score, _ in results]))
+    return GRID[best], results[best][1]
+
+
+def _stopped_early(
+    chosen: Mapping[str, Any], train: tuple[Array, Array], held_out: tuple[Array, Array]
+) -> tuple[float, int]:
+    """Return the average precision on what is held out, and the rounds that gave it."""
+    matrix = xgboost.QuantileDMatrix(*train, max_bin=FIXED["max_bin"], nthread=1)
+    watched = xgboost.QuantileDMatrix(*held_out, ref=matrix, max_bin=FIXED["max_bin"], nthread=1)
+    booster = xgboost.train(
+        {**FIXED, **chosen, "eval_metric": "logloss"},
+        matrix,
+        MOST_ROUNDS,
+        evals=[(watched, "held_out")],
+        early_stopping_rounds=PATIENCE,
+        verbose_eval=False,
+    )
+    rounds = booster.best_iteration + 1
+    probability = booster.inplace_predict(held_out[0], iteration_range=(0, rounds))
+    return average_precision({"probability": probability, "label": held_out[1]}), rounds
+
+
+def _fit(chosen: Mapping[str, Any], features: Array, labels: Array, rounds: int) -> xgboost.Booster:
+    matrix = xgboost.QuantileDMatrix(features, labels, max_bin=FIXED["max_bin"], nthread=1)
+    return xgboost.train({**FIXED, **chosen}, matrix, rounds)

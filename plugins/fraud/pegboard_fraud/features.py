@@ -352,7 +352,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("hour_of_day", hour_of_day, "hours", "time", 0, 24),
     *_velocity(),
     *_habit_distance(),
-    Feature("customer_visits_90d", count_with_this(PAIR, MEMORY), "transactions", "novelty", 1, 50),
+    Feature("customer_visits_90d", count_with_this(PAIR, MEMORY), "transactions", "novelty", 1, 99),
     Feature("customer_frauds_30d", count(CUSTOMER_FRAUD, MONTH), "transactions", "customer", 0, 30),
     *_terminal_risk(),
 )
@@ -621,13 +621,12 @@ class FeatureState:
         if known is None:
             return False
         kind = ("fraud" if known.outsized else "modest_fraud") if is_fraud else "genuine"
-        if kind != known.kind:
-            for track in _LABEL_TRACKS[known.kind]:
-                events = self._events[track].get(_key(track, known.transaction), _NO_EVENTS)
-                events.remove(known.transaction.time)
-            for track in _LABEL_TRACKS[kind]:
-                self._remember(track, known.transaction)
-            self._remembered[identifier] = known._replace(kind=kind)
+        for track in _LABEL_TRACKS[known.kind]:
+            events = self._events[track].get(_key(track, known.transaction), _NO_EVENTS)
+            events.remove(known.transaction.time)
+        for track in _LABEL_TRACKS[kind]:
+            self._remember(track, known.transaction)
+        self._remembered[identifier] = known._replace(kind=kind)
         return True
 
     def forget(self, now: int) -> None:

@@ -161,7 +161,7 @@ def _suspects(customer: Array, probability: Array, cards: int) -> Array:
 
 
 def calibration_error(rows: Rows, *, bins: int = 15) -> float:
-    """Expected calibration error (Naeini, Cooper and Hauskrecht, AAAI 2015), bins of equal width."""
+    """Expected calibration error in bins of equal width (Naeini, Cooper and Hauskrecht, 2015)."""
     if not len(rows["label"]):
         return np.nan
     place = np.minimum((rows["probability"] * bins).astype(np.int64), bins - 1)

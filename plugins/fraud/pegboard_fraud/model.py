@@ -1,6 +1,6 @@
 """The fraud model, from raw features to a calibrated probability, in one graph.
 
-B transactions, F features, T bins a feature, E encoded inputs, K members, D hidden units.
+B transactions, F features, E encoded inputs, K members, D hidden units.
 """
 
 from __future__ import annotations
@@ -15,9 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pegboard.records import Array, Batch
+from pegboard_fraud.data import FraudDataset
+from pegboard_fraud.features import FEATURE_NAMES
+from pegboard_fraud.settings import FraudSettings
+
+AMOUNT = FEATURE_NAMES.index("amount")
+"""The place of what a fraud costs among the features."""
+
 Encoding = Literal["standard", "piecewise_linear"]
 Architecture = Literal["mlp", "tabm"]
-Floats = NDArray[np.floating]
+Floats = NDArray[np.float64]
 
 
 # --- Encodings: raw features to what a network likes ----------------------------------------------
@@ -38,7 +46,7 @@ class Standard(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
 
-    def fit(self, features: Floats, labels: NDArray[np.integer]) -> None:
+    def fit(self, features: Array, labels: Array) -> None:
         """Measure mean and spread of the training features (N, F)."""
         logs = np.arcsinh(features.astype(np.float64))
         spread = logs.std(axis=0)
@@ -52,45 +60,69 @@ class Standard(nn.Module):
 
 
 class PiecewiseLinear(nn.Module):
-    """Each feature as how far it fills each of T bins (Gorishniy et al., NeurIPS 2022).
+    """Each feature as how far it fills each of its bins (Gorishniy et al., NeurIPS 2022).
 
-    The bins lie at quantiles of a sample in which both classes weigh the same: plain quantiles would
-    spend all bins on the genuine bulk. Equal quantiles leave a bin empty, and its input is zero, so
-    that shapes never depend on the data.
+    The bins lie at quantiles of a sample in which both classes weigh the same: plain quantiles
+    would spend them on the genuine bulk. Features with few values need few bins, so E = F * bins
+    are shared out among all; what is left over is zero. Shapes never depend on the data.
     """
 
     def __init__(self, features: int, bins: int) -> None:
         super().__init__()
         self.size = features * bins
+        self.feature: Tensor
+        self.start: Tensor
         self.slope: Tensor
-        self.offset: Tensor
-        self.register_buffer("slope", torch.ones(features, bins))
-        self.register_buffer("offset", torch.zeros(features, bins))
+        self.register_buffer("feature", torch.zeros(self.size, dtype=torch.int64))
+        self.register_buffer("start", torch.zeros(self.size))
+        self.register_buffer("slope", torch.zeros(self.size))
 
-    def fit(self, features: Floats, labels: NDArray[np.integer]) -> None:
+    def fit(self, features: Array, labels: Array) -> None:
         """Place the bins by the training features (N, F) and labels (N,)."""
-        bins = self.slope.shape[1]
-        edges = np.stack([balanced_quantiles(column, labels, bins + 1) for column in features.T])
-        width = np.diff(edges)  # (F, T)
-        slope = np.divide(1, width, out=np.zeros_like(width), where=width > 0)
-        self.slope.copy_(torch.from_numpy(slope))
-        self.offset.copy_(torch.from_numpy(-edges[:, :-1] * slope))
+        edges = share_out_bins(features, labels, self.size)
+        for buffer, values in (
+            (self.feature, np.repeat(np.arange(len(edges)), [len(e) - 1 for e in edges])),
+            (self.start, np.concatenate([e[:-1] for e in edges])),
+            (self.slope, 1 / np.concatenate([np.diff(e) for e in edges])),
+        ):
+            buffer.zero_()[: len(values)] = torch.from_numpy(values)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, F) -> (B, F * T)."""
-        filled = features.unsqueeze(2) * self.slope + self.offset  # (B, F, T)
-        return filled.clamp(0, 1).flatten(1)
+        """(B, F) -> (B, E)."""
+        # The difference first: it is exact near the start, however narrow the bin.
+        above = features.index_select(1, self.feature) - self.start
+        return (above * self.slope).clamp(0, 1)
 
 
-def balanced_quantiles(column: Floats, labels: NDArray[np.integer], count: int) -> Floats:
-    """The `count` equally spaced quantiles (count,) of a column (N,), both classes weighing the same."""
-    order = np.argsort(column, kind="stable")
-    fraud = labels[order] == 1
-    shares = [kind / max(1, kind.sum()) for kind in (fraud, ~fraud)]
-    reached = np.cumsum(np.sum(shares, axis=0))  # (N,)
-    wanted = np.linspace(0, reached[-1], count)
-    places = np.searchsorted(reached, wanted).clip(max=len(column) - 1)
-    return column[order][places].astype(np.float64)
+def share_out_bins(features: Array, labels: Array, most: int) -> list[Floats]:
+    """Divide features (N, F) at equally spaced quantiles into at most `most` bins together.
+
+    Returns:
+        The edges of each feature's bins, ascending.
+    """
+    samples = [_balanced(column, labels) for column in features.T]
+    best = [np.unique(values[:1]) for values, _ in samples]
+    for count in range(2, most + 2):
+        edges = [_quantiles(*sample, count) for sample in samples]
+        if sum(len(e) - 1 for e in edges) > most:
+            break
+        best = edges
+    return best
+
+
+def _balanced(column: Array, labels: Array) -> tuple[Floats, Floats]:
+    """The different values of a column (N,), ascending, and running weights: 1 for each class."""
+    values, place = np.unique(column, return_inverse=True)
+    fraud = labels == 1
+    counts = [np.bincount(place[kind], minlength=len(values)) for kind in (fraud, ~fraud)]
+    shares = [count / max(1, count.sum()) for count in counts]
+    return values.astype(np.float64), np.cumsum(sum(shares))
+
+
+def _quantiles(values: Floats, weights: Floats, count: int) -> Floats:
+    """Those of `count` equally spaced quantiles that differ."""
+    places = np.searchsorted(weights, np.linspace(0, weights[-1], count))
+    return np.unique(values[places.clip(max=len(values) - 1)])
 
 
 # --- Networks: encoded features to one logit a member ---------------------------------------------
@@ -156,17 +188,26 @@ class TabM(nn.Module):
 
 
 class FraudModel(nn.Module):
-    """Raw features to logits, in the world that training samples from.
+    """From raw features to the logits of the members, in the world that training samples from.
 
-    Shapes follow from the arguments alone; what is fitted from data are buffers.
+    Shapes follow from the arguments alone; all that is fitted from data is in buffers.
+
+    Args:
+        features: F.
+        architecture: What comes after the encoding.
+        encoding: How numbers enter the network.
+        hidden: Widths of the hidden layers.
+        dropout: Share of hidden units left out in training.
+        bins: How many a feature has on average, for `piecewise_linear`.
+        members: K, for `tabm`; an `mlp` has one.
     """
 
     def __init__(
         self,
-        *,
         features: int,
+        *,
         architecture: Architecture = "mlp",
-        encoding: Encoding = "standard",
+        encoding: Encoding = "piecewise_linear",
         hidden: Sequence[int] = (128, 128),
         dropout: float = 0.0,
         bins: int = 16,
@@ -185,18 +226,64 @@ class FraudModel(nn.Module):
         self.log_odds_correction: Tensor
         self.register_buffer("log_odds_correction", torch.zeros(()))
 
-    def fit(self, features: Floats, labels: NDArray[np.integer]) -> None:
+    def fit(self, features: Array, labels: Array, *, negative_rate: float = 1.0) -> None:
+        """Fit what is not learnt by gradients.
+
+        Args:
+            features: All training features (N, F).
+            labels: 1 fraud, 0 genuine. (N,)
+            negative_rate: The share of genuine rows that training will see, above 0. It multiplies
+                the odds of fraud by its inverse; the correction takes that back exactly (King and
+                Zeng, Political Analysis, 2001), so the probabilities stay calibrated.
+        """
         self.encoding.fit(features, labels)
+        self.log_odds_correction.fill_(math.log(negative_rate))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.network(self.encoding(features))
+        """(B, F) -> (B, K)."""
+        logits: Tensor = self.network(self.encoding(features))
+        return logits
 
 
 class FraudScorer(nn.Module):
+    """What is deployed: raw features in, probability and expected loss out."""
+
     def __init__(self, model: FraudModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        logits = self.model(features) + self.model.log_odds_correction
-        return {"probability": logits.sigmoid().mean(dim=1)}
+        """(B, F) -> probability (B,) and expected_loss (B,), in units of the currency."""
+        logits = self.model(features) + self.model.log_odds_correction  # (B, K)
+        probability = logits.sigmoid().mean(dim=1)
+        return {
+            "probability": probability,
+            "expected_loss": probability * features[:, AMOUNT],
+        }
+
+
+def build(settings: FraudSettings, train_data: FraudDataset | None) -> FraudModel:
+    """Build the model, fitted to the train split unless trained weights will follow."""
+    table = settings.model
+    model = FraudModel(
+        len(FEATURE_NAMES),
+        architecture=table.architecture,
+        encoding=table.encoding,
+        hidden=table.hidden,
+        dropout=table.dropout,
+        bins=table.bins,
+        members=table.members,
+    )
+    if train_data is not None:
+        model.fit(train_data.features, train_data.labels, negative_rate=train_data.negative_rate)
+    return model
+
+
+def compute_loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Cross-entropy, the mean over members: each is to be right on its own (TabM, section 3).
+
+    Weights and focal terms raise the area under the ROC curve and spoil precision and calibration.
+    """
+    logits = model(batch.inputs["features"])  # (B, K)
+    labels = batch.targets["label"].unsqueeze(1).expand_as(logits)
+    return {"loss": functional.binary_cross_entropy_with_logits(logits, labels)}

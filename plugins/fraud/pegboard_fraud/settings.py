@@ -50,7 +50,7 @@ class FraudData(DataSettings):
     validation_days: PositiveInt = Field(
         default=7, description="Days that choose checkpoint and thresholds, before the test days."
     )
-    test_days: PositiveInt = Field(default=7, description="Days that the report measures.")
+    test_days: PositiveInt = Field(default=14, description="Days that the report measures.")
     test_until: date | None = Field(
         default=None, description="Last test day; unset: the last whole day of the file."
     )
@@ -64,8 +64,8 @@ class FraudData(DataSettings):
         description="Customers whose fraud became known in so many days before the test, or in "
         "it, are left out of the test: their cards are blocked. 0 leaves nobody out.",
     )
-    customers: PositiveInt = Field(default=1000, description="Simulated customers.")
-    terminals: PositiveInt = Field(default=2000, description="Simulated terminals.")
+    customers: PositiveInt = Field(default=2000, description="Simulated customers.")
+    terminals: PositiveInt = Field(default=4000, description="Simulated terminals.")
     days: PositiveInt = Field(default=120, description="Simulated days.")
 
 
@@ -76,14 +76,14 @@ class FraudModel(ModelSettings):
         default="mlp", description="Multilayer perceptron, or TabM, an ensemble in one network."
     )
     encoding: Literal["standard", "piecewise_linear"] = Field(
-        default="standard", description="How numbers enter the network."
+        default="piecewise_linear", description="How numbers enter the network."
     )
-    hidden: tuple[PositiveInt, ...] = Field(default=(256, 256), description="Layer widths.")
-    dropout: float = Field(default=0.1, ge=0.0, lt=1.0, description="Share of units left out.")
-    bins: PositiveInt = Field(default=16, description="Bins a feature, piecewise_linear only.")
+    hidden: tuple[PositiveInt, ...] = Field(default=(128, 128), description="Layer widths.")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Share of units left out.")
+    bins: PositiveInt = Field(default=32, description="Bins a feature, piecewise_linear only.")
     members: PositiveInt = Field(default=8, description="Ensemble members, tabm only.")
     negatives_per_fraud: NonNegativeFloat = Field(
-        default=0.0,
+        default=50.0,
         description="Genuine transactions an epoch for each fraud, drawn afresh; 0: all of them.",
     )
     threshold: Literal["cost", "budget"] = Field(
@@ -98,8 +98,8 @@ class FraudModel(ModelSettings):
 class FraudTrain(TrainSettings):
     """`[train]`, with what suits a few hundred thousand rows."""
 
-    epochs: PositiveInt = Field(default=12, description="Passes over the train split.")
-    batch_size: PositiveInt = Field(default=1024, description="Rows per optimiser step.")
+    epochs: PositiveInt = Field(default=10, description="Passes over the train split.")
+    batch_size: PositiveInt = Field(default=512, description="Rows per optimiser step.")
     lr: PositiveFloat = Field(default=2e-3, description="Peak learning rate.")
 
 

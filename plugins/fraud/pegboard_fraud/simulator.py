@@ -110,7 +110,7 @@ def _make_world(
     random: np.random.Generator, customers: int, terminals: int, mean_rate: float
 ) -> _World:
     homes = random.uniform(0, SIDE, (customers, 2))
-    places = random.uniform(0, SIDE, (terminals, 2))
+    places = random.uniform(0, SIDE, (2, terminals))
     in_reach = [_in_reach(home, places) for home in homes]
     return _World(
         mean=random.uniform(5, 100, customers),
@@ -123,7 +123,8 @@ def _make_world(
 
 def _in_reach(home: Floats, places: Floats) -> Ints:
     """The terminals within the radius of a home, or the nearest if there is none."""
-    squares = ((places - home) ** 2).sum(axis=1)
+    east, north = places - home[:, None]
+    squares = east**2 + north**2
     near = np.flatnonzero(squares <= RADIUS**2)
     return near if len(near) else np.array([squares.argmin()])
 
@@ -221,4 +222,5 @@ def _to_transactions(
 
 
 def _names(prefix: str, count: int) -> NDArray[np.str_]:
-    return np.char.add(prefix, np.arange(count).astype(np.str_))
+    # As many letters as are needed: numpy would take 21 for any integer.
+    return np.char.add(prefix, np.arange(count).astype(f"U{len(str(count))}"))

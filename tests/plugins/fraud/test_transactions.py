@@ -160,7 +160,14 @@ def test_labels_may_be_words_numbers_or_absent(csv: Path) -> None:
     assert read_transactions(csv, mapping).label.tolist() == [-1] * 9
 
 
-def test_rows_are_sorted_by_time_and_ties_keep_their_order(csv: Path) -> None:
+def test_ties_keep_the_order_of_the_file(csv: Path) -> None:
+    rows = [f"t{row},{row * 7 % 3},c,m,1,0" for row in range(5_000)]
+    csv.write_text("\n".join([GOOD.splitlines()[0], *rows]))
+    places = [int(name[1:]) for name in read_transactions(csv).id]
+    assert places == sorted(range(5_000), key=lambda row: row * 7 % 3)
+
+
+def test_rows_are_sorted_by_time(csv: Path) -> None:
     csv.write_text(GOOD + "t3,2018-04-01 00:00:31,c9,m9,1,0\nt4,2018-04-01 00:00:01,c9,m9,1,0\n")
     assert read_transactions(csv).id.tolist() == ["t4", "t0", "t3", "t1", "t2"]
     assert findings(csv) == [
@@ -293,9 +300,16 @@ def test_no_value_of_a_cell_is_ever_told(csv: Path, column: str) -> None:
 
 def test_a_value_in_the_place_of_the_header_is_not_told(csv: Path) -> None:
     csv.write_text(f"t0,2018-04-01,{CARD},m1,3,0\nt1,2018-04-01,{CARD},m1,3,0\n")
-    told = " ".join(map(str, check_transactions(csv, HANDBOOK)))
+    wrong = dict(zip(HANDBOOK, ["t0", "2018-04-01", CARD[:-1] + "x", "m1", "3", "0"], strict=True))
+    told = " ".join(map(str, check_transactions(csv, wrong)))
     assert "is missing" in told
     assert CARD not in told
+    told = " ".join(map(str, check_transactions(csv, wrong | {"customer": "m1"})))
+    assert "unknown columns" in told
+    assert CARD not in told
+    with pytest.raises(DataError, match="no column is mapped") as error:
+        read_transactions(csv, {"id": "t0"})
+    assert CARD not in str(error.value)
 
 
 def test_rows_and_periods_are_cut_with_their_code_books(csv: Path) -> None:

@@ -94,7 +94,7 @@ def read(settings: WearSettings) -> tuple[Floats, Floats]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             signal, worn = arrays["signal"], arrays["worn"]
-    except (OSError, ValueError, KeyError, BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         raise DataError(
             "the recordings cannot be read",
             where=str(path),
