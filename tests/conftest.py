@@ -57,6 +57,21 @@ def pegboard() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
+def verified(
+    tmp_path_factory: pytest.TempPathFactory,
+    pegboard: Callable[..., subprocess.CompletedProcess[str]],
+) -> Path:
+    """Return a project of the toy whose only run is verified; copy it to change it."""
+    folder = tmp_path_factory.mktemp("verified")
+    (folder / "pegboard.toml").write_text(
+        'solution = "toy"\n[train]\nmax_steps = 3\nepochs = 1\n[deploy]\ngolden = 4\n'
+    )
+    ended = pegboard("verify", folder=folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
 def install() -> Callable[..., None]:
     """Return a function that makes a distribution of one module in a folder."""
 

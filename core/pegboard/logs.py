@@ -67,10 +67,11 @@ def _replace_handler(handler: logging.Handler) -> None:
 def report(problem: PegboardError, error: BaseException) -> None:
     """Log what ended a command: one sentence, and with `--debug` the traceback of `error`."""
     traceback = error if LOGGER.isEnabledFor(logging.DEBUG) else None
-    fields = {"error.message": str(problem), "error.type": type(problem).__name__}
-    LOGGER.error(
-        " ".join(str(problem).split()), exc_info=traceback, extra={} if traceback else fields
-    )
+    # A sentence may quote a file that is no text at all; a terminal must not obey it.
+    words = " ".join(str(problem).split())
+    sentence = "".join(letter if letter.isprintable() else "?" for letter in words)
+    fields = {"error.message": sentence, "error.type": type(problem).__name__}
+    LOGGER.error(sentence, exc_info=traceback, extra={} if traceback else fields)
 
 
 def new_progress() -> Progress:

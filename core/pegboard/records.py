@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
-    from torch.utils.data import Dataset
 
     from pegboard.bundle import Bundle
 
@@ -137,8 +136,9 @@ class Baseline:
 
     name: str
     """As printed: `xgboost`."""
-    fit: Callable[[Dataset[Any], Dataset[Any]], Predictor]
-    """Takes the train and the validation split; returns a predictor with the model's outputs."""
+    fit: Callable[[Any, Any], Predictor]
+    """Takes the datasets of the train and the validation split, as `load_split` made them; returns
+    a predictor with the model's outputs."""
     description: str = ""
     """One sentence for the report: library, version, how it was tuned."""
 

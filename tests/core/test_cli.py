@@ -40,16 +40,6 @@ def give(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return run
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, pegboard: Pegboard) -> Path:
-    """A project whose run is verified."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "pegboard.toml").write_text(TOY)
-    ended = pegboard("verify", folder=folder)
-    assert ended.returncode == 0, ended.stderr
-    return folder
-
-
 # --------------------------------------------------------------------------- finding things
 
 
@@ -166,22 +156,22 @@ def test_a_table_is_as_wide_as_its_cells(capsys: pytest.CaptureFixture[str]) -> 
 # --------------------------------------------------------------------------- stages
 
 
-def test_evaluate_prints_the_model_beside_its_baseline(finished: Path, give: Give) -> None:
-    code, printed, _ = give("evaluate", folder=finished)
+def test_evaluate_prints_the_model_beside_its_baseline(verified: Path, give: Give) -> None:
+    code, printed, _ = give("evaluate", folder=verified)
     assert code == 0
     header, accuracy, *_ = (line for line in printed.splitlines() if line.startswith("  "))
     assert header.split() == ["metric", "model", "sum", "of", "columns"]
-    file = next(finished.glob("runs/*/evaluation.json"))
+    file = next(verified.glob("runs/*/evaluation.json"))
     (metric,) = json.loads(file.read_text())["metrics"]
     assert f"{metric['value']:.4g} [{metric['low']:.4g}, {metric['high']:.4g}]" in accuracy
 
 
 def test_a_stage_that_is_done_is_skipped_and_again_does_it_again(
-    finished: Path, give: Give
+    verified: Path, give: Give
 ) -> None:
-    _, first, said = give("evaluate", folder=finished)
+    _, first, said = give("evaluate", folder=verified)
     assert "evaluate: already done" in said
-    code, again, said = give("evaluate", "--again", folder=finished)
+    code, again, said = give("evaluate", "--again", folder=verified)
     assert (code, again) == (0, first)
     assert "evaluate: done in" in said
     assert "train: already done" in said
@@ -245,34 +235,34 @@ def test_a_missed_limit_prints_the_figures_and_ends_with_3(
 REQUEST = '{"points": [[0, 1, 2, 3], [1, 1, 1, 1]]}'
 
 
-def test_predict_answers_with_the_newest_bundle(finished: Path, give: Give) -> None:
-    (finished / "request.json").write_text(REQUEST)
-    code, printed, _ = give("predict", "request.json", folder=finished)
+def test_predict_answers_with_the_newest_bundle(verified: Path, give: Give) -> None:
+    (verified / "request.json").write_text(REQUEST)
+    code, printed, _ = give("predict", "request.json", folder=verified)
     answers = json.loads(printed)
     assert code == 0
     assert [set(answer) for answer in answers] == [{"score", "decision"}] * 2
-    _, other, _ = give("predict", "request.json", "--candidate", "torch/fp32", folder=finished)
+    _, other, _ = give("predict", "request.json", "--candidate", "torch/fp32", folder=verified)
     assert [a["score"] for a in json.loads(other)] == pytest.approx([a["score"] for a in answers])
 
 
-def test_predict_takes_lines_and_answers_in_lines(finished: Path, pegboard: Pegboard) -> None:
-    ended = pegboard("predict", "-", folder=finished, stdin=f"{REQUEST}\n\n{REQUEST}\n")
+def test_predict_takes_lines_and_answers_in_lines(verified: Path, pegboard: Pegboard) -> None:
+    ended = pegboard("predict", "-", folder=verified, stdin=f"{REQUEST}\n\n{REQUEST}\n")
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     assert lines[0] == lines[1]
     assert len(lines) == 2
 
 
 def test_a_bundle_answers_outside_of_any_project(
-    finished: Path, pegboard: Pegboard, tmp_path: Path
+    verified: Path, pegboard: Pegboard, tmp_path: Path
 ) -> None:
-    bundle = next(finished.glob("runs/*/bundle"))
+    bundle = next(verified.glob("runs/*/bundle"))
     ended = pegboard("predict", "-", "--bundle", bundle, folder=tmp_path, stdin=REQUEST)
     assert ended.returncode == 0, ended.stderr
     assert len(json.loads(ended.stdout)) == 2
 
 
 def test_predict_uses_the_projects_hooks_and_tells_of_the_answer(
-    finished: Path, pegboard: Pegboard, tmp_path: Path
+    verified: Path, pegboard: Pegboard, tmp_path: Path
 ) -> None:
     hooks = """
 from pegboard import hookimpl
@@ -288,7 +278,7 @@ def after_answer(event):
 """
     (tmp_path / "pegboard.toml").write_text(TOY)
     (tmp_path / "hooks.py").write_text(hooks)
-    bundle = next(finished.glob("runs/*/bundle"))
+    bundle = next(verified.glob("runs/*/bundle"))
     ended = pegboard("predict", "-", "--bundle", bundle, folder=tmp_path, stdin=REQUEST)
     told, answers = ended.stdout.split("\n", 1)
     assert told == "toy 2 onnx/fp32 True"
@@ -305,9 +295,9 @@ def after_answer(event):
     ],
 )
 def test_a_bad_request_is_named_with_its_line(
-    finished: Path, pegboard: Pegboard, text: str, told: str
+    verified: Path, pegboard: Pegboard, text: str, told: str
 ) -> None:
-    ended = pegboard("predict", "-", folder=finished, stdin=text)
+    ended = pegboard("predict", "-", folder=verified, stdin=text)
     assert ended.returncode == 2
     assert told in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
@@ -368,11 +358,8 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     assert ended.stderr == ""
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
-    ids=["ctrl-c", "terminated"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
 def test_an_interrupted_training_ends_in_one_sentence_and_is_taken_up_again(
     make_project: MakeProject, pegboard: Pegboard, number: signal.Signals
 ) -> None:
@@ -410,3 +397,27 @@ def after_step(event):
     assert ended.returncode == 0, ended.stderr
     assert len(list(folder.glob("runs/*"))) == 1
     assert steps.read_text().split() == [*"1234", *(str(step) for step in range(4, 16))]
+
+
+# --------------------------------------------------------------------------- plugin test
+
+
+def test_plugin_test_tells_each_check_and_why_it_fails(
+    install: Callable[..., None], pegboard: Pegboard, tmp_path: Path
+) -> None:
+    install(tmp_path / "site", "hollow", "")
+    path = f"{tmp_path / 'site'}:{Path(__file__).parents[1] / 'toy'}"
+    ended = pegboard("plugin", "test", "hollow", folder=tmp_path, PYTHONPATH=path)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].endswith(
+        "(plugin hollow); docs/conformance.md says what each asks for."
+    )
+    (line,) = [line for line in ended.stdout.splitlines() if "hooks are known" in line]
+    assert "it implements no settings_type, prepare_data" in line
+
+
+def test_plugin_test_of_what_is_not_installed_is_one_sentence(give: Give, tmp_path: Path) -> None:
+    code, _, error = give("plugin", "test", "tooy", folder=tmp_path)
+    assert code == 2
+    assert "did you mean 'toy'" in error
+    assert error.count("error: ") == 1

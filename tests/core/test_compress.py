@@ -176,6 +176,12 @@ def fail(request):
     raise RuntimeError("no kernel for this graph\\nin detail: ...")
 
 
+def scribble(request):
+    path = request.folder / "model.onnx"
+    path.write_bytes(b"no model")
+    return path
+
+
 def fill(request):
     raise OSError(28, "No space left on device")
 
@@ -190,7 +196,8 @@ def load(path, signature):
 @hookimpl
 def deploy_targets():
     (target,) = onnx.deploy_targets()
-    return [replace(target, load=load, compressions={"guess": guess, "fails": fail, "fills": fill})]
+    return [replace(target, load=load, compressions={"guess": guess, "fails": fail, "fills": fill,
+                    "scribbles": scribble})]
 """
 
 
@@ -201,11 +208,12 @@ def planted(run_copy: Callable[..., Run], *overrides: str) -> Run:
 
 
 def test_a_compression_that_fails_is_noted_and_left_out(run_copy: Callable[..., Run]) -> None:
-    run = planted(run_copy, "deploy.compress=['fails']")
+    run = planted(run_copy, "deploy.compress=['fails', 'scribbles']")
     facts = compress.run(run, SilentProgress())
-    assert facts["failed"] == {"onnx/fails": "no kernel for this graph"}
+    assert facts["failed"]["onnx/fails"] == "no kernel for this graph"
+    assert "'onnx/scribbles' cannot be opened" in facts["failed"]["onnx/scribbles"]
     assert list(facts["candidates"]) == ["onnx/fp32", "torch/fp32"]
-    assert not (run.bundle / "models" / "onnx" / "fails").exists()
+    assert [path.name for path in (run.bundle / "models" / "onnx").iterdir()] == ["fp32"]
 
 
 def test_a_full_disk_stops_the_stage_and_leaves_the_bundle_as_it_was(

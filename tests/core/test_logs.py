@@ -26,7 +26,7 @@ def test_every_line_of_a_structured_log_is_ecs(
     make_project: Callable[..., Path], pegboard: Pegboard
 ) -> None:
     folder = make_project(hooks=NOISY)
-    ended = pegboard("evaluate", *QUICK, "--log-format", "ecs", folder=folder)
+    ended = pegboard("train", *QUICK, "--log-format", "ecs", folder=folder)
     assert ended.returncode == 0
     told = records(ended.stderr)
     assert all({"@timestamp", "ecs.version", "message", "log.level"} <= set(r) for r in told)
@@ -37,7 +37,7 @@ def test_every_line_of_a_structured_log_is_ecs(
     assert train[-1]["event"]["duration"] > 0
     assert train[-1]["pegboard"]["stage"] == "train"
     assert "printed by a plugin" in {record["message"] for record in told}
-    assert "evaluate" in ended.stdout  # Results stay readable, and apart.
+    assert "accuracy" in ended.stdout  # Results stay readable, and apart.
 
 
 NOISY = """
@@ -92,13 +92,9 @@ def test_text_is_one_line_a_stage_and_goes_to_stderr(
     assert "prepare" not in ended.stdout
 
 
-def test_no_value_of_the_data_is_logged(
-    make_project: Callable[..., Path], pegboard: Pegboard
-) -> None:
+def test_no_value_of_the_data_is_logged(verified: Path, pegboard: Pegboard) -> None:
     request = '{"points": [[0.123456789, 1, 2, 3]]}'
-    folder = make_project()
-    pegboard("verify", *QUICK, folder=folder)
-    ended = pegboard("predict", "-", "--log-format=ecs", folder=folder, stdin=request)
+    ended = pegboard("predict", "-", "--log-format=ecs", folder=verified, stdin=request)
     assert ended.returncode == 0
     assert "0.123456789" not in ended.stderr
 

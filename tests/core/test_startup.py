@@ -71,3 +71,10 @@ def test_the_start_costs_little_more_than_its_libraries(
         pytest.skip("the command is not installed beside this Python")
     libraries = cpu_seconds([sys.executable, "-c", "import typer, pydantic.main"], tmp_path)
     assert cpu_seconds([str(script), *words], tmp_path) < factor * libraries
+
+
+def test_help_inside_a_project_adds_its_commands_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "pegboard.toml").write_text('solution = "fraud"\n')
+    modules = modules_after("--help", folder=tmp_path)
+    assert "pegboard_fraud.hooks" in modules
+    assert not modules & set(HEAVY)

@@ -151,11 +151,18 @@ def build_metrics():
                     direction="higher", headline=True)]]
 """
     for keep, step, value in (("best", 10, 0.9), ("last", 20, 0.1)):
-        run = begin(f"train.keep={keep}", "train.epochs=4", hooks=scores, name=keep)
+        run = begin(
+            f"train.keep={keep}",
+            "train.epochs=4",
+            "train.checkpoint_every=5",
+            hooks=scores,
+            name=keep,
+        )
         trainer = Trainer(run, World(), SilentProgress())
         states, save = {}, trainer._save
 
         def watched(position: Position, *, trainer=trainer, states=states, save=save) -> None:
+            assert position.step not in states, "the end of an epoch is saved twice"
             states[position.step] = {k: v.clone() for k, v in trainer.model.state_dict().items()}
             save(position)
 

@@ -23,9 +23,11 @@ def add_commands(app: typer.Typer) -> None:
 
 def test(name: Annotated[str, typer.Argument(help="The solution's name, as in 'list'.")]) -> None:
     """Put a solution through the conformance kit."""
+    from pegboard.board import build_board
     from pegboard.errors import PluginError
     from pegboard.testing import check_plugin
 
+    build_board(name)  # Of one that is not there, or does not load, every check would say the same.
     with tempfile.TemporaryDirectory() as folder:
         outcomes = check_plugin(name, Path(folder), progress=new_progress(), strict=False)
     table(

@@ -94,8 +94,6 @@ def gather(run: Run, evaluation: Evaluation, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-
-
 def _tiles(
     evaluation: Evaluation, chosen: Candidate, speeds: Mapping[str, Any]
 ) -> list[dict[str, str]]:

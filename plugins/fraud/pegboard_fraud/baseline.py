@@ -20,9 +20,7 @@ AMOUNT = FEATURE_NAMES.index("amount")
 FIXED: Mapping[str, Any] = {
     "objective": "binary:logistic",
     "tree_method": "hist",
-    # Both cost .06 of average precision when left alone: coarse bins cannot tell amounts apart, and
-    # the intercept that newer versions estimate starts from a hundredth of the odds.
-    "max_bin": 4096,
+    # Left alone, the intercept and coarse bins cost .06 of average precision: see `fine_bins`.
     "base_score": 0.5,
     "nthread": 1,
     "seed": 0,
@@ -31,14 +29,13 @@ FIXED: Mapping[str, Any] = {
 
 GRID: tuple[Mapping[str, Any], ...] = (
     {"max_depth": 6, "eta": 0.3},
-    {"max_depth": 6, "eta": 0.1},
-    {"max_depth": 8, "eta": 0.1, "min_child_weight": 5, "colsample_bytree": 0.5},
-    {"max_depth": 4, "eta": 0.1, "subsample": 0.8},
+    {"max_depth": 6, "eta": 0.1, "colsample_bytree": 0.5},
+    {"max_depth": 4, "eta": 0.1},
 )
 """What practitioners tune first; the number of rounds is found by stopping early."""
 
-MOST_ROUNDS = 300
-PATIENCE = 20
+MOST_ROUNDS = 200
+PATIENCE = 15
 TUNING_ROWS = 150_000
 """The latest training rows, which the grid is searched on."""
 
@@ -81,8 +78,8 @@ def fit_xgboost(train: FraudDataset, validation: FraudDataset) -> Predictor:
 def tune(train: FraudDataset) -> tuple[Mapping[str, Any], int]:
     """Return the best parameters of the grid and their number of rounds."""
     features, labels = train.features[-TUNING_ROWS:], train.labels[-TUNING_ROWS:]
-    day = np.asarray(train.targets["day"])[-TUNING_ROWS:]
-    held_out = day > np.quantile(day, 0.8)
+    day = np.asarray(train.targets["day"], dtype=np.int64)[-TUNING_ROWS:]
+    held_out = day > int(np.quantile(day, 0.8))
     if not labels[held_out].any() or not labels[~held_out].any():
         return GRID[0], 100
     results = [
@@ -99,10 +96,11 @@ def _stopped_early(
     chosen: Mapping[str, Any], train: tuple[Array, Array], held_out: tuple[Array, Array]
 ) -> tuple[float, int]:
     """Return the average precision on what is held out, and the rounds that gave it."""
-    matrix = xgboost.QuantileDMatrix(*train, max_bin=FIXED["max_bin"], nthread=1)
-    watched = xgboost.QuantileDMatrix(*held_out, ref=matrix, max_bin=FIXED["max_bin"], nthread=1)
+    bins = fine_bins(len(train[1]))
+    matrix = xgboost.QuantileDMatrix(*train, max_bin=bins, nthread=1)
+    watched = xgboost.QuantileDMatrix(*held_out, ref=matrix, max_bin=bins, nthread=1)
     booster = xgboost.train(
-        {**FIXED, **chosen, "eval_metric": "logloss"},
+        {**FIXED, **chosen, "max_bin": bins, "eval_metric": "logloss"},
         matrix,
         MOST_ROUNDS,
         evals=[(watched, "held_out")],
@@ -115,5 +113,11 @@ def _stopped_early(
 
 
 def _fit(chosen: Mapping[str, Any], features: Array, labels: Array, rounds: int) -> xgboost.Booster:
-    matrix = xgboost.QuantileDMatrix(features, labels, max_bin=FIXED["max_bin"], nthread=1)
-    return xgboost.train({**FIXED, **chosen}, matrix, rounds)
+    bins = fine_bins(len(labels))
+    matrix = xgboost.QuantileDMatrix(features, labels, max_bin=bins, nthread=1)
+    return xgboost.train({**FIXED, **chosen, "max_bin": bins}, matrix, rounds)
+
+
+def fine_bins(rows: int) -> int:
+    """Return bins fine enough to tell amounts apart, and no more than the rows can fill."""
+    return min(4096, max(256, rows // 16))

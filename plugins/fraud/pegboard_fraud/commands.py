@@ -23,7 +23,6 @@ from pegboard.logs import new_progress
 from pegboard.progress import Progress
 from pegboard.project import Project, open_project
 from pegboard.records import Evaluation
-from pegboard_fraud.data import last_test_day
 from pegboard_fraud.settings import FraudSettings
 
 FOLDER = "prequential"
@@ -66,6 +65,9 @@ def evaluate_prequentially(
 
 def test_ends(project: Project, folds: int) -> list[date]:
     """Return the last test day of every fold, the latest first, one test period apart."""
+    # It brings torch, and `pegboard --help` imports this module to know the command.
+    from pegboard_fraud.data import last_test_day
+
     settings = project.settings
     if not isinstance(settings, FraudSettings):
         raise TypeError(f"these are no fraud settings: {type(settings)}")

@@ -186,9 +186,9 @@ def _time(value: Any, where: str) -> int:
 
 
 def _cents(value: Any, where: str) -> int:
-    valid = isinstance(value, int | float) and not isinstance(value, bool)
-    if valid and 0 <= value <= LARGEST_AMOUNT:  # NaN fails the comparison.
-        return round(value * 100)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and 0 <= value <= LARGEST_AMOUNT:  # NaN fails the comparison.
+        return round(float(value) * 100)
     raise RequestError(
         "'amount' is no amount of money", where=where, remedy="send a number that is not negative"
     )

@@ -789,8 +789,8 @@ class _EventView:
         return _EventWindow(events, moment, bisect_right(events.times, moment), end)
 
     def ratio(self, numerator: float, denominator: float, otherwise: float) -> float:
-        # As numpy does it: both to double precision first.
-        return float(numerator) / float(denominator) if denominator else otherwise
+        # Both to double precision first, as numpy does: Python would divide large integers exactly.
+        return numerator * 1.0 / denominator if denominator else otherwise
 
     least = staticmethod(min)
     greatest = staticmethod(max)

@@ -226,7 +226,7 @@ class FraudModel(nn.Module):
         self.log_odds_correction: Tensor
         self.register_buffer("log_odds_correction", torch.zeros(()))
 
-    def fit(self, features: Array, labels: Array, *, negative_rate: float = 1.0) -> None:
+    def fit(self, features: Array, labels: Array, negative_rate: float = 1.0) -> None:
         """Fit what is not learnt by gradients.
 
         Args:

@@ -80,7 +80,7 @@ class FraudModel(ModelSettings):
     )
     hidden: tuple[PositiveInt, ...] = Field(default=(128, 128), description="Layer widths.")
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Share of units left out.")
-    bins: PositiveInt = Field(default=32, description="Bins a feature, piecewise_linear only.")
+    bins: PositiveInt = Field(default=16, description="Bins a feature, piecewise_linear only.")
     members: PositiveInt = Field(default=8, description="Ensemble members, tabm only.")
     negatives_per_fraud: NonNegativeFloat = Field(
         default=50.0,

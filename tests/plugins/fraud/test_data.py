@@ -29,13 +29,15 @@ def days(period: Period) -> tuple[int, int]:
 
 def test_no_label_is_used_before_it_could_be_known() -> None:
     calendar = plan(FraudData(), 0, LAST)
-    assert days(calendar.test) == (94, 101)
-    assert days(calendar.validation) == (80, 87)
-    assert days(calendar.train) == (30, 73)
+    assert days(calendar.test) == (87, 101)
+    assert days(calendar.validation) == (73, 80)
+    assert days(calendar.train) == (30, 66)
 
 
 def test_the_published_protocol_trains_up_to_one_delay_before_the_test() -> None:
-    settings = FraudData(protocol="handbook", train_days=7, test_until=date(1970, 4, 1))
+    settings = FraudData(
+        protocol="handbook", train_days=7, test_days=7, test_until=date(1970, 4, 1)
+    )
     calendar = plan(settings, 0, LAST)
     assert days(calendar.test) == (84, 91)
     assert days(calendar.train) == (70, 77)
@@ -43,7 +45,7 @@ def test_the_published_protocol_trains_up_to_one_delay_before_the_test() -> None
 
 
 def test_a_file_with_too_few_days_is_named_with_its_days() -> None:
-    with pytest.raises(DataError, match=r"span 21 days, at least 38 too few .*1970-01-01 to"):
+    with pytest.raises(DataError, match=r"span 21 days, at least 45 too few .*1970-01-01 to"):
         plan(FraudData(), 0, 20 * DAY)
 
 
@@ -136,7 +138,7 @@ def test_check_names_a_file_that_is_too_short(
     text = f'solution = "fraud"\n[data]\npath = "{path}"\n'
     findings = data.check(open_project(make_project(text)).settings)  # type: ignore[arg-type]
     assert [f.what for f in findings if f.level == "error"] == [
-        "the transactions span 10 days, at least 49 too few for the splits"
+        "the transactions span 10 days, at least 56 too few for the splits"
     ]
 
 
@@ -150,6 +152,7 @@ solution = "fraud"
 path = "{test_data}/fraud/fdh_simulated/transactions.csv.gz"
 protocol = "handbook"
 train_days = 7
+test_days = 7
 test_until = 2018-08-14
 [data.columns]
 id = "TRANSACTION_ID"

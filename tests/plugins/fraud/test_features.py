@@ -460,9 +460,11 @@ def size_of(state: FeatureState) -> int:
 
 
 def test_a_busy_card_is_forgotten_as_it_goes() -> None:
-    state = FeatureState(delay=DAY)
-    for day in range(1000):
-        state.add(Transaction(id=day, time=NOON + day * DAY, customer="c", terminal="m", cents=1))
+    state, huge = FeatureState(delay=DAY), 10**16
+    for day in range(3_000):  # So many that sums over all of them would overflow.
+        state.add(
+            Transaction(id=day, time=NOON + day * DAY, customer="c", terminal="m", cents=huge)
+        )
     held = state.snapshot()["customer.times"]
     assert MEMORY // DAY <= len(held) <= 2 * (MEMORY // DAY + 2) + 1
 
