@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from pegboard.errors import CheckpointError
-from pegboard.files import atomic_write, disk_is_full, remove, sha256_of, write_json
+from pegboard.files import atomic_write, disk_is_full, remove, sha256_of
 from pegboard.world import World
 
 POSITION = "position.json"
@@ -173,7 +173,8 @@ class Checkpoints:
         best = self.best_file(position.best) if position.best else None
         files = [*partial.iterdir(), *([best] if best and best.exists() else [])]
         digests = {file.name: sha256_of(file) for file in files}
-        write_json(partial / POSITION, asdict(position) | {"files": digests})
+        # Not `write_json`: a sum may be infinite, and nobody else reads this.
+        atomic_write(partial / POSITION, json.dumps(asdict(position) | {"files": digests}))
         remove(final)
         partial.rename(final)
         atomic_write(self.folder / LATEST, final.name)

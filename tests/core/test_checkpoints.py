@@ -95,7 +95,7 @@ def test_a_checkpoint_brings_everything_back(checkpoints: Checkpoints, said: lis
         step=3,
         best=Score(epoch=0, step=1, value=0.5),
         last=Score(epoch=1, step=2, value=None),
-        sums={"loss": 1.25},
+        sums={"loss": 1.25, "for people": float("inf")},
         seconds=2.5,
         cpu_seconds=5.0,
     )

@@ -196,8 +196,8 @@ def load(path, signature):
 @hookimpl
 def deploy_targets():
     (target,) = onnx.deploy_targets()
-    return [replace(target, load=load, compressions={"guess": guess, "fails": fail, "fills": fill,
-                    "scribbles": scribble})]
+    made = {"guess": guess, "fails": fail, "fills": fill, "scribbles": scribble}
+    return [replace(target, load=load, compressions=made)]
 """
 
 

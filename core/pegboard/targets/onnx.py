@@ -9,12 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pegboard.errors import PegboardError
 from pegboard.hookspecs import hookimpl
 from pegboard.records import Array, CompressRequest, ExportRequest, Signature, Target
-from pegboard.signatures import cast, validate
 from pegboard.targets.support import first_line, missing, quiet, require
 
 if TYPE_CHECKING:
@@ -138,6 +135,12 @@ class OnnxPredictor:
     """A session of ONNX Runtime as a predictor; the fast path costs two microseconds of Python."""
 
     def __init__(self, session: Any, signature: Signature) -> None:
+        # Here and not above: `pegboard describe` imports this module and must not wait for NumPy.
+        import numpy as np
+
+        from pegboard.signatures import cast, validate
+
+        self.cast, self.validate = cast, validate
         # The inner session: its wrapper checks again what is checked here, for 4 microseconds.
         self.run = session._sess.run
         self.signature = signature
@@ -148,7 +151,7 @@ class OnnxPredictor:
         """Run one batch."""
         try:
             feeds = {
-                name: array if (array := inputs[name]).dtype == dtype else cast(array, spec)
+                name: array if (array := inputs[name]).dtype == dtype else self.cast(array, spec)
                 for name, dtype, spec in self.inputs
             }
             return dict(zip(self.outputs, self.run(self.outputs, feeds, None), strict=True))
@@ -156,7 +159,7 @@ class OnnxPredictor:
             raise
         # ONNX Runtime's exceptions have no public base class.
         except Exception as error:
-            validate(inputs, self.signature)
+            self.validate(inputs, self.signature)
             raise PegboardError(
                 f"ONNX Runtime failed: {first_line(error)}", where="an input that fits"
             ) from error
@@ -201,6 +204,8 @@ def quantize_static(request: CompressRequest) -> Path:
     Activations are unsigned: with signed ones ONNX Runtime is three times slower on x86.
     """
     from onnxruntime import quantization
+
+    from pegboard.signatures import validate
 
     class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -9,12 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pegboard.errors import BundleError, PegboardError
 from pegboard.hookspecs import hookimpl
 from pegboard.records import Array, ExportRequest, Signature, Target
-from pegboard.signatures import cast, validate
 from pegboard.targets.support import first_line, missing, quiet
 
 if TYPE_CHECKING:
@@ -62,6 +59,12 @@ class TorchPredictor:
     """
 
     def __init__(self, program: ExportedProgram, signature: Signature) -> None:
+        # Here and not above: `pegboard describe` imports this module and must not wait for NumPy.
+        import numpy as np
+
+        from pegboard.signatures import cast, validate
+
+        self.cast, self.validate = cast, validate
         self.signature = signature
         self.forward = program.graph_module.forward
         self.weights = list(_weights(program))
@@ -90,7 +93,7 @@ class TorchPredictor:
             raise
         # Whatever an operator raises: KeyError, RuntimeError, IndexError.
         except Exception as error:
-            validate(inputs, self.signature)
+            self.validate(inputs, self.signature)
             raise PegboardError(
                 f"torch failed: {first_line(error)}", where="an input that fits"
             ) from error
@@ -102,10 +105,10 @@ class TorchPredictor:
         from torch import from_numpy
 
         for name, dtype, spec in self.inputs:
-            array = inputs[name] if inputs[name].dtype == dtype else cast(inputs[name], spec)
+            array = inputs[name] if inputs[name].dtype == dtype else self.cast(inputs[name], spec)
             # Without its own checks a graph may take another shape and answer something.
             if any(array.shape[axis] != length for axis, length in self.fixed[name]):
-                validate(inputs, self.signature)
+                self.validate(inputs, self.signature)
             # torch warns of arrays that it could write to by mistake.
             usable = array.flags.c_contiguous and array.flags.writeable
             yield from_numpy(array if usable else array.copy())

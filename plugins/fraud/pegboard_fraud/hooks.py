@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Thresholds,
     )
     from pegboard_fraud.data import FraudDataset
+    from pegboard_fraud.model import FraudModel
     from pegboard_fraud.settings import FraudSettings
 
 
@@ -111,7 +112,7 @@ def signature(settings: FraudSettings) -> Signature:
 
 
 @hookimpl
-def build_deployable(model: nn.Module) -> nn.Module:
+def build_deployable(model: FraudModel) -> nn.Module:
     """From raw features to the calibrated probability."""
     from pegboard_fraud.model import FraudScorer
 
