@@ -50,7 +50,7 @@ devices = 1
 
 REGIMES = {
     "week": {"days": "train_days = 7", "train": ""},
-    "long": {"days": "train_from = 2018-05-01", "train": ""},
+    "long": {"days": "train_from = 2018-05-01", "train": "epochs = 8\nbatch_size = 1024"},
 }
 """One week of training days, as published; and all days since the first has a month of past."""
 

@@ -55,6 +55,10 @@ class InterruptedRunError(PegboardError):
     """The user or the system stopped a run that can be taken up again."""
 
 
+class RunLockedError(PegboardError):
+    """Another process is at work on the same run."""
+
+
 class LimitMissedError(PegboardError):
     """A model works and misses a limit of `[deploy.limits]`."""
 

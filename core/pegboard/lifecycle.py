@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ def open_run(
 def run_stages(run: Run, last: str, progress: Progress, *, again: bool = False) -> dict[str, Facts]:
     """Bring a run up to and including the stage `last`, skipping what is done.
 
+    Where another node already works on the run, this one joins its training.
+
     Args:
         run: The run to work on.
         last: The stage to end with; those it needs are done first.
@@ -154,19 +157,35 @@ def run_stages(run: Run, last: str, progress: Progress, *, again: bool = False) 
     Returns:
         The facts of every stage up to `last`, in order.
     """
+    from pegboard.errors import RunLockedError
+
+    try:
+        with run.locked():
+            return _run_stages(run, last, progress, again)
+    except RunLockedError:
+        if last == "train" and _trains_in_company(run):
+            return {"train": STAGES["train"].load()(run, progress)}
+        raise
+
+
+def _trains_in_company(run: Run) -> bool:
+    """Whether whoever holds the run waits for this process, on another node or under torchrun."""
+    return run.project.settings.train.nodes > 1 or "RANK" in os.environ
+
+
+def _run_stages(run: Run, last: str, progress: Progress, again: bool) -> dict[str, Facts]:
     facts: dict[str, Facts] = {}
-    with run.locked():
-        for stage in _needed(last):
-            key = stage_key(run, stage)
-            if again and stage.name == last:
-                for left in stage.leaves:
-                    remove(run.folder / left)
-                run.forget(stage.name)
-            if _is_done(run, stage, key):
-                progress.say(f"{stage.name}: already done")
-                facts[stage.name] = run.stages()[stage.name]["facts"]
-                continue
-            facts[stage.name] = _do(run, stage, key, progress)
+    for stage in _needed(last):
+        key = stage_key(run, stage)
+        if again and stage.name == last:
+            for left in stage.leaves:
+                remove(run.folder / left)
+            run.forget(stage.name)
+        if _is_done(run, stage, key):
+            progress.say(f"{stage.name}: already done")
+            facts[stage.name] = run.stages()[stage.name]["facts"]
+            continue
+        facts[stage.name] = _do(run, stage, key, progress)
     return facts
 
 

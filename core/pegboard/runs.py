@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pegboard.errors import PegboardError
+from pegboard.errors import RunLockedError
 from pegboard.files import digest_of, remove, sha256_of, write_json
 from pegboard.project import Project
 from pegboard.settings import PLACEMENT
@@ -119,13 +119,13 @@ class Run:
         """Keep a second process from writing into the same run.
 
         Raises:
-            PegboardError: Another process is at work on it.
+            RunLockedError: Another process is at work on it.
         """
         with (self.folder / ".lock").open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise PegboardError(
+                raise RunLockedError(
                     "another process is at work on this run",
                     where=str(self.folder),
                     remedy="wait for it, or start a run of its own with --new",
@@ -175,12 +175,16 @@ def runs_of(folder: Path, place: str = RUNS) -> list[Path]:
 def find_run(project: Project, data: str, *, new: bool = False, place: str = RUNS) -> Run:
     """Take up the newest run with the same identity, or begin one."""
     identity = identity_of(project, data)
-    if not new:
-        for folder in reversed(runs_of(project.folder, place)):
-            run = Run(project=project, folder=folder)
-            if run.facts()["identity"] == identity:
-                return run
-    return _begin(project, identity, project.folder / place)
+    (project.folder / place).mkdir(exist_ok=True)
+    # Nodes that start together must not each begin a run of their own.
+    with (project.folder / place / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if not new:
+            for folder in reversed(runs_of(project.folder, place)):
+                run = Run(project=project, folder=folder)
+                if run.facts()["identity"] == identity:
+                    return run
+        return _begin(project, identity, project.folder / place)
 
 
 def _begin(project: Project, identity: str, place: Path) -> Run:

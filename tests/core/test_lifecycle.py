@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +149,25 @@ def test_a_stage_depends_on_the_settings_it_reads_and_on_the_stages_before(
     keys = {name: (stage_key(run, s), stage_key(other, s)) for name, s in STAGES.items()}
     changed = [name for name, (mine, theirs) in keys.items() if mine != theirs]
     assert changed == ["export", "compress", "verify", "benchmark", "report"]
+
+
+@pytest.mark.slow
+def test_the_same_command_on_two_nodes_trains_one_run_together(make_project: MakeProject) -> None:
+    folder = make_project()
+    prepare(open_project(folder), QUIET)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pegboard.cli.main", "train", "train.nodes=2"]
+    environment = os.environ | {"PEGBOARD_RENDEZVOUS": f"127.0.0.1:{port}"}
+    nodes = [
+        subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    ended = [(node.communicate(timeout=120)[1], node.returncode) for node in nodes]
+    assert [code for _, code in ended] == [0, 0], ended
+    (run,) = runs_of(folder)
+    assert json.loads((run / "stages.json").read_text())["train"]["facts"]["world_size"] == 2
 
 
 @pytest.mark.slow

@@ -237,12 +237,13 @@ def two_steps_change_its_weights(bench: Bench) -> None:
     """Training moves the weights, and the loss stays finite."""
     import torch
 
+    from pegboard.batching import Stream, seed_generators
     from pegboard.weights import load_trained
 
     run = bench.done("train")
     settings, hook = run.project.settings, run.project.board.hook
     train = hook.load_split(settings=settings, split="train")
-    torch.manual_seed(settings.train.seed)
+    seed_generators(Stream.MODEL, settings.train.seed)
     fresh = dict(hook.build_model(settings=settings, train_data=train).named_parameters())
     trained = dict(load_trained(run).named_parameters())
     _require(fresh.keys() == trained.keys(), "build_model names its parameters differently")
@@ -267,7 +268,7 @@ def a_killed_training_resumes_to_the_same_weights(bench: Bench) -> None:
     _require(
         weights[0].read_bytes() == weights[1].read_bytes(),
         "the resumed weights differ from the undisturbed ones; draw random numbers from Python's, "
-        "NumPy's or torch's global generators only, whose states the checkpoint keeps",
+        "NumPy's or torch's global generators only, which every step seeds anew",
     )
 
 

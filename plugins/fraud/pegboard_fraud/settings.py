@@ -98,9 +98,13 @@ class FraudModel(ModelSettings):
 class FraudTrain(TrainSettings):
     """`[train]`, with what suits a few hundred thousand rows."""
 
-    epochs: PositiveInt = Field(default=10, description="Passes over the train split.")
+    epochs: PositiveInt = Field(default=12, description="Passes over the train split.")
     batch_size: PositiveInt = Field(default=512, description="Rows per optimiser step.")
     lr: PositiveFloat = Field(default=2e-3, description="Peak learning rate.")
+    weight_decay: NonNegativeFloat = Field(default=0.1, description="Decoupled weight decay.")
+    ema_decay: float = Field(
+        default=0.999, ge=0.0, lt=1.0, description="Decay of the averaged weights that are kept."
+    )
 
 
 class FraudSettings(Settings):
