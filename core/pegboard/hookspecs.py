@@ -142,7 +142,8 @@ def load_split(settings: Settings, split: Split) -> Dataset[Any]:
     Returns:
         A map-style dataset of `Sample`. Where one record at a time is too slow, `__getitems__`
         may answer a list of indices with a ready `Batch`. A dataset that draws afresh every epoch
-        defines `epoch_indices(epoch, seed) -> ndarray` of a length that never changes.
+        defines `epoch_indices(epoch, seed) -> ndarray` of a length that never changes; the core
+        shuffles it.
 
     Example:
         @hookimpl

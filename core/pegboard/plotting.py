@@ -17,6 +17,7 @@ PALETTE = ("#0b5fa5", "#d1603d", "#3f8f5f", "#8a63a8", "#a58a2c", "#5f6b76")
 """The model first, baselines after it; told apart in grey and by colour-blind readers."""
 
 STYLE: Any = {
+    "axes.axisbelow": True,
     "axes.edgecolor": "#5f6b76",
     "axes.grid": True,
     "axes.prop_cycle": cycler(color=PALETTE),

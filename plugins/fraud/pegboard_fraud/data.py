@@ -269,10 +269,10 @@ class FraudDataset(Dataset[Sample]):
         return self._negatives / len(self._genuine)
 
     def epoch_indices(self, epoch: int, seed: int) -> Rows:
-        """Return every fraud and a fresh draw of genuine rows, shuffled."""
+        """Return every fraud and a fresh draw of genuine rows; the core shuffles them."""
         generator = np.random.default_rng([seed, epoch])
         drawn = generator.choice(self._genuine, self._negatives, replace=False, shuffle=False)
-        return generator.permutation(np.concatenate([self._frauds, drawn]))
+        return np.concatenate([self._frauds, drawn])
 
     def __len__(self) -> int:
         return len(self.features)

@@ -70,27 +70,32 @@ class PiecewiseLinear(nn.Module):
     def __init__(self, features: int, bins: int) -> None:
         super().__init__()
         self.size = features * bins
-        self.feature: Tensor
-        self.start: Tensor
+        self.choice: Tensor
+        self.shift: Tensor
         self.slope: Tensor
-        self.register_buffer("feature", torch.zeros(self.size, dtype=torch.int64))
-        self.register_buffer("start", torch.zeros(self.size))
+        self.register_buffer("choice", torch.zeros(self.size, features))
+        self.register_buffer("shift", torch.zeros(self.size))
         self.register_buffer("slope", torch.zeros(self.size))
 
     def fit(self, features: Array, labels: Array) -> None:
         """Place the bins by the training features (N, F) and labels (N,)."""
         edges = share_out_bins(features, labels, self.size)
+        column = np.repeat(np.arange(len(edges)), [len(of_feature) - 1 for of_feature in edges])
+        start = np.concatenate([of_feature[:-1] for of_feature in edges])
+        width = np.concatenate([np.diff(of_feature) for of_feature in edges])
         for buffer, values in (
-            (self.feature, np.repeat(np.arange(len(edges)), [len(e) - 1 for e in edges])),
-            (self.start, np.concatenate([e[:-1] for e in edges])),
-            (self.slope, 1 / np.concatenate([np.diff(e) for e in edges])),
+            (self.choice, np.eye(len(edges))[column]),
+            (self.shift, -start),
+            (self.slope, 1 / width),
         ):
             buffer.zero_()[: len(values)] = torch.from_numpy(values)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) -> (B, E)."""
-        # The difference first: it is exact near the start, however narrow the bin.
-        above = features.index_select(1, self.feature) - self.start
+        # A product with rows of an identity takes a third of the time of a gather in ONNX Runtime.
+        # The difference comes before the slope: it is exact near the start of the narrowest bin.
+        with torch.autocast(features.device.type, enabled=False):  # Amounts need all their digits.
+            above = functional.linear(features, self.choice, self.shift)
         return (above * self.slope).clamp(0, 1)
 
 
@@ -208,7 +213,7 @@ class FraudModel(nn.Module):
         *,
         architecture: Architecture = "mlp",
         encoding: Encoding = "piecewise_linear",
-        hidden: Sequence[int] = (128, 128),
+        hidden: Sequence[int] = (64, 128),
         dropout: float = 0.0,
         bins: int = 16,
         members: int = 8,

@@ -123,6 +123,16 @@ def test_a_feature_with_few_values_leaves_its_bins_to_the_others() -> None:
     assert 10 < len(edges[1]) <= 16
 
 
+def test_amounts_keep_their_digits_when_training_in_half_precision() -> None:
+    # Bins of 0.05 around 1000: bfloat16 knows 996, 1000 and 1004 there.
+    column = np.arange(1000, 1005, 0.05, dtype=np.float32)[:, None]
+    encoding = PiecewiseLinear(1, 50)
+    encoding.fit(column, np.arange(len(column)) % 2)
+    exact = encoding(torch.from_numpy(column))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(encoding(torch.from_numpy(column)), exact)
+
+
 def test_a_feature_that_never_varies_leaves_its_inputs_at_zero() -> None:
     encoding = PiecewiseLinear(1, 4)
     encoding.fit(np.full((100, 1), 3.0), np.arange(100) % 2)
