@@ -175,16 +175,26 @@ def runs_of(folder: Path, place: str = RUNS) -> list[Path]:
 def find_run(project: Project, data: str, *, new: bool = False, place: str = RUNS) -> Run:
     """Take up the newest run with the same identity, or begin one."""
     identity = identity_of(project, data)
-    (project.folder / place).mkdir(exist_ok=True)
     # Nodes that start together must not each begin a run of their own.
-    with (project.folder / place / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with _held(project.folder / place):
         if not new:
             for folder in reversed(runs_of(project.folder, place)):
                 run = Run(project=project, folder=folder)
                 if run.facts()["identity"] == identity:
                     return run
         return _begin(project, identity, project.folder / place)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Make a folder and keep other processes that ask for it waiting."""
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _begin(project: Project, identity: str, place: Path) -> Run:

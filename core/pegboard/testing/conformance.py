@@ -107,7 +107,10 @@ class Bench:
     def project(self, name: str = "project", *, hooks: str = "", **train: object) -> Project:
         """Open a small project, made on first use."""
         folder = self.folder / name
-        settings = {"epochs": 1, "max_steps": STEPS, "checkpoint_every": 1, "devices": 1, **train}
+        # As many epochs as steps: the smallest data set has one batch an epoch.
+        settings = {
+            "epochs": STEPS, "max_steps": STEPS, "checkpoint_every": 1, "devices": 1, **train
+        }  # fmt: skip
         if not folder.exists():
             lines = [
                 f'solution = "{self.solution}"',

@@ -30,7 +30,13 @@ FIXED: Mapping[str, Any] = {
 GRID: tuple[Mapping[str, Any], ...] = (
     {"max_depth": 6, "eta": 0.3},
     {"max_depth": 6, "eta": 0.1, "colsample_bytree": 0.5},
-    {"max_depth": 4, "eta": 0.1},
+    {
+        "max_depth": 4,
+        "eta": 0.1,
+        "min_child_weight": 5,
+        "subsample": 0.8,
+        "colsample_bytree": 0.5,
+    },
 )
 """What practitioners tune first; the number of rounds is found by stopping early."""
 

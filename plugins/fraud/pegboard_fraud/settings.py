@@ -78,7 +78,7 @@ class FraudModel(ModelSettings):
     encoding: Literal["standard", "piecewise_linear"] = Field(
         default="piecewise_linear", description="How numbers enter the network."
     )
-    hidden: tuple[PositiveInt, ...] = Field(default=(128, 128), description="Layer widths.")
+    hidden: tuple[PositiveInt, ...] = Field(default=(64, 128), description="Layer widths.")
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Share of units left out.")
     bins: PositiveInt = Field(default=16, description="Bins a feature, piecewise_linear only.")
     members: PositiveInt = Field(default=8, description="Ensemble members, tabm only.")
