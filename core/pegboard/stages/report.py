@@ -165,11 +165,6 @@ def best_of(values: Sequence[MetricValue]) -> MetricValue | None:
 
 
 def _candidate_row(bundle: Bundle, candidate: Candidate) -> dict[str, Any]:
-    size = sum(
-        facts.bytes
-        for name, facts in bundle.files.items()
-        if name == candidate.file or name.startswith(f"{candidate.file}/")
-    )
     return {
         "name": candidate.name,
         "chosen": candidate.name == bundle.chosen_name,
@@ -179,7 +174,7 @@ def _candidate_row(bundle: Bundle, candidate: Candidate) -> dict[str, Any]:
         "error": scientific(candidate.measured.get("tensor_error")),
         "drop": number(candidate.measured.get("test_drop")),
         "flipped": share(candidate.measured.get("flipped_decisions")),
-        "size": f"{size / 1e3:,.0f} kB",
+        "size": f"{bundle.size_of(candidate) / 1e3:,.0f} kB",
     }
 
 
