@@ -64,9 +64,7 @@ import numpy as np
 
 from pegboard import hookimpl
 from pegboard.records import Baseline
-from pegboard_fraud.features import FEATURE_NAMES
-
-AMOUNT = FEATURE_NAMES.index("amount")
+from pegboard_fraud.features import AMOUNT
 
 
 @hookimpl(wrapper=True)

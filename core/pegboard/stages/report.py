@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import jinja2
@@ -12,6 +13,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
 from pegboard.bundle import Bundle, Candidate, read_bundle
+from pegboard.evaluation import is_better
 from pegboard.files import atomic_write
 from pegboard.journal import read_journal
 from pegboard.plotting import drawing
@@ -31,7 +33,7 @@ def run(run: Run, progress: Progress) -> dict[str, Any]:
     with progress.task("draw figures"):
         figures = [
             *board.collect("draw", settings=settings, evaluation=evaluation),
-            learning_curve(run),
+            learning_curve(run, evaluation.headline.name),
         ]
     facts = gather(run, evaluation, bundle)
     environment = _environment()
@@ -157,11 +159,8 @@ def _metric_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def best_of(values: Sequence[MetricValue]) -> MetricValue | None:
     """Return the better of several values of one metric; None where none is defined."""
-    defined = [value for value in values if value.value is not None]
-    if not defined:
-        return None
-    better = max if defined[0].direction == "higher" else min
-    return better(defined, key=lambda value: value.value or 0.0)
+    best = reduce(lambda one, other: other if is_better(other, one) else one, values)
+    return None if best.value is None else best
 
 
 def _candidate_row(bundle: Bundle, candidate: Candidate) -> dict[str, Any]:
@@ -237,11 +236,10 @@ def interval_of(value: MetricValue) -> str:
 # --------------------------------------------------------------------------- the core's figure
 
 
-def learning_curve(run: Run) -> Figure:
+def learning_curve(run: Run, headline: str) -> Figure:
     """Draw loss and headline metric over the epochs of training."""
     lines = read_journal(run.progress_file)
     epochs = [line for line in lines if line["kind"] == "epoch"]
-    headline = read_evaluation(run).headline.name
     with drawing() as drawn:
         numbers = [event["epoch"] + 1 for event in epochs]
         drawn.axes.plot(numbers, [event["losses"]["loss"] for event in epochs], label="train loss")

@@ -11,11 +11,9 @@ import xgboost
 
 from pegboard.records import Array, Baseline, Predictor
 from pegboard_fraud.data import FraudDataset
-from pegboard_fraud.features import FEATURE_NAMES
+from pegboard_fraud.features import AMOUNT
 from pegboard_fraud.metrics import average_precision
 from pegboard_fraud.settings import FraudSettings
-
-AMOUNT = FEATURE_NAMES.index("amount")
 
 FIXED: Mapping[str, Any] = {
     "objective": "binary:logistic",
@@ -53,7 +51,7 @@ def build(settings: FraudSettings) -> list[Baseline]:
             name="xgboost",
             fit=fit_xgboost,
             description=f"XGBoost {xgboost.__version__} on the same features and rows, tuned by a "
-            f"grid of {len(GRID)} with early stopping on the last fifth of the training days.",
+            f"grid of {len(GRID)} with early stopping on the last days of the training rows.",
         )
     ]
 

@@ -112,11 +112,6 @@ class Period:
     end: int
     """The second after the last."""
 
-    @property
-    def days(self) -> int:
-        """How many days it lasts."""
-        return (self.end - self.start) // DAY
-
 
 @dataclass(frozen=True, kw_only=True)
 class Calendar:
@@ -156,12 +151,8 @@ def plan(data: FraudData, first: int, last: int) -> Calendar:
     test_end = _midnight(last) + DAY if data.test_until is None else _start(data.test_until) + DAY
     test = Period(start=test_end - data.test_days * DAY, end=test_end)
     known = test.start - delay
-    if data.protocol == "handbook":
-        train_end = known
-        validation = Period(start=known - data.validation_days * DAY, end=known)
-    else:
-        validation = Period(start=known - data.validation_days * DAY, end=known)
-        train_end = validation.start - delay
+    validation = Period(start=known - data.validation_days * DAY, end=known)
+    train_end = known if data.protocol == "handbook" else validation.start - delay
     earliest = _midnight(first) + PAST_DAYS * DAY
     if data.train_from is not None:
         earliest = _start(data.train_from)

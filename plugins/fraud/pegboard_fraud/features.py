@@ -359,6 +359,8 @@ FEATURES: tuple[Feature, ...] = (
 """Every input of the model, in the order of its columns."""
 
 FEATURE_NAMES: tuple[str, ...] = tuple(feature.name for feature in FEATURES)
+AMOUNT = FEATURE_NAMES.index("amount")
+"""The column of what a fraud costs."""
 FEATURE_UNITS: Mapping[str, str] = {feature.name: feature.unit for feature in FEATURES}
 FEATURE_GROUPS: Mapping[str, str] = {feature.name: feature.group for feature in FEATURES}
 FEATURE_RANGES: Mapping[str, tuple[float, float]] = {f.name: (f.low, f.high) for f in FEATURES}

@@ -17,11 +17,8 @@ from torch.nn import functional
 
 from pegboard.records import Array, Batch
 from pegboard_fraud.data import FraudDataset
-from pegboard_fraud.features import FEATURE_NAMES
+from pegboard_fraud.features import AMOUNT, FEATURE_NAMES
 from pegboard_fraud.settings import FraudSettings
-
-AMOUNT = FEATURE_NAMES.index("amount")
-"""The place of what a fraud costs among the features."""
 
 Encoding = Literal["standard", "piecewise_linear"]
 Architecture = Literal["mlp", "tabm"]

@@ -8,7 +8,7 @@ import numpy as np
 
 from pegboard_fraud import baseline
 from pegboard_fraud.data import FraudDataset
-from pegboard_fraud.features import FEATURE_NAMES
+from pegboard_fraud.features import AMOUNT, FEATURE_NAMES
 from pegboard_fraud.metrics import average_precision
 
 
@@ -27,7 +27,7 @@ def test_it_finds_what_no_single_feature_tells() -> None:
     outputs = predictor({"features": test.features})
     rows = {"probability": outputs["probability"], "label": test.labels}
     assert average_precision(rows) > 0.8
-    amount = test.features[:, baseline.AMOUNT]
+    amount = test.features[:, AMOUNT]
     assert np.array_equal(outputs["expected_loss"], outputs["probability"] * amount)
 
 

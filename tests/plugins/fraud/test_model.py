@@ -13,9 +13,8 @@ import torch
 from pegboard.records import Batch, ExportRequest
 from pegboard.targets import onnx
 from pegboard_fraud.deploy import signature
-from pegboard_fraud.features import FEATURE_NAMES
+from pegboard_fraud.features import AMOUNT, FEATURE_NAMES
 from pegboard_fraud.model import (
-    AMOUNT,
     FraudModel,
     FraudScorer,
     PiecewiseLinear,
