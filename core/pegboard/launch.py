@@ -156,7 +156,7 @@ def _train_in_processes(run: Run, progress: Progress, processes: int) -> dict[st
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
-        raise _crashed(run, error.get_first_failure()[1].exitcode) from None
+        raise _crashed(run, [failure.exitcode for failure in error.failures.values()]) from None
     except RendezvousError as error:
         raise PegboardError(
             f"the {nodes} nodes did not meet: {error}",
@@ -345,13 +345,18 @@ def _as_error(left: Mapping[str, Any]) -> PegboardError:
     return error
 
 
-def _crashed(run: Run, exit_code: int) -> PegboardError:
+def _crashed(run: Run, exit_codes: Sequence[int]) -> PegboardError:
     """Say why the processes ended, the last attempt included."""
     left = _left(run.folder)
-    # A killed process leaves nothing, and the others only that they miss it.
-    if left is not None and exit_code >= 0:
+    # A killed process leaves nothing, and the others only that they miss it: they are often
+    # found dead in the same look, so their order says nothing. SIGTERM is how the agent ends
+    # those that are left, and a cause only where nobody gives another.
+    signals = [-code for code in exit_codes if code < 0]
+    killed = next((number for number in signals if number != signal.SIGTERM), None)
+    if left is not None and killed is None:
         return _as_error(left)
-    how = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else "ended"
+    killed = killed or next(iter(signals), None)
+    how = f"was killed by {signal.Signals(killed).name}" if killed else "ended"
     return PegboardError(
         f"a training process {how}, {MAX_RESTARTS} restarts included",
         where=f"logs in {_error_file(run.folder).parent}",

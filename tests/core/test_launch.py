@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from pegboard import launch as launching
 from pegboard.errors import InterruptedRunError, PegboardError, PluginError, SettingsError
+from pegboard.files import write_json
 from pegboard.journal import read_journal
 from pegboard.launch import launch
 from pegboard.progress import SilentProgress
@@ -247,6 +248,25 @@ def test_a_process_that_dies_again_and_again_is_reported(
     with pytest.raises(PegboardError, match="was killed by SIGKILL, 1 restarts included"):
         train(run)
     assert told(run).count("step 3 in 1") == 2
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "said"),
+    [
+        ((1, -9), "killed by SIGKILL"),
+        ((-15, -9), "killed by SIGKILL"),
+        ((-11, 1), "killed by SIGSEGV"),
+        ((1, -15), "peer lost"),
+        ((1, 1), "peer lost"),
+    ],
+)
+def test_a_killed_process_is_the_cause_and_what_others_say_of_it_is_not(
+    begin: Callable[..., Run], exit_codes: tuple[int, ...], said: str
+) -> None:
+    run = begin()
+    error = {"type": "PegboardError", "what": "peer lost", "where": "w", "remedy": "r"}
+    write_json(run.folder / "logs" / "error.json", {**error, "traceback": "", "final": False})
+    assert said in str(launching._crashed(run, exit_codes))
 
 
 # --------------------------------------------------------------------------- interruptions
