@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Route,
         Rows,
         Sample,
+        Service,
         Signature,
         Split,
         StageEvent,
@@ -522,7 +523,7 @@ def register_commands(app: typer.Typer) -> None:
 
 
 @_hook("life cycle", "all")
-def register_routes(settings: Settings) -> Sequence[Route]:
+def register_routes(settings: Settings, service: Service) -> Sequence[Route]:
     """Add paths to the server of this solution.
 
     Returns:
@@ -530,6 +531,6 @@ def register_routes(settings: Settings) -> Sequence[Route]:
 
     Example:
         @hookimpl
-        def register_routes(settings):
-            return [Route(path="/feedback", methods=("POST",), handler=take_label)]
+        def register_routes(settings, service):
+            return [Route(path="/feedback", handler=take_label, summary="Take a label.")]
     """

@@ -5,7 +5,7 @@ Nothing here imports torch, so that reading a bundle or listing plugins stays ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -402,10 +402,57 @@ class Route:
 
     path: str
     """`/feedback`."""
-    methods: tuple[str, ...]
-    """`("POST",)`."""
-    handler: Callable[[Any, Bundle], Any]
-    """Takes the decoded JSON body and the served bundle; what it returns is sent as JSON."""
+    handler: Callable[[Any], Awaitable[Any]]
+    """Takes the decoded JSON body, None where there is none; what it returns is sent as JSON. A
+    `RequestError` is answered with 422, any other `PegboardError` with 503. It runs in the server's
+    event loop: what takes longer than a millisecond belongs into a thread."""
+    method: Literal["GET", "POST", "PUT", "DELETE"] = "POST"
+    """How it is asked."""
+    summary: str = ""
+    """One sentence for the OpenAPI document."""
+    example: Callable[[int], Any] | None = None
+    """Makes the body of request number n: for the OpenAPI document, the benchmark and the
+    conformance kit. Different numbers make requests that may follow one another."""
+    request_schema: Mapping[str, Any] | None = None
+    """JSON schema of the body; None where it takes none."""
+    response_schema: Mapping[str, Any] | None = None
+    """JSON schema of what it returns."""
+
+
+class Service(Protocol):
+    """What a plugin's routes may use of the server that they live in."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the solution may keep what has to survive a restart; it exists."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """The champion: the bundle that answers now; another one after a swap."""
+
+    @property
+    def registry(self) -> Any:
+        """The prometheus_client registry behind `/metrics`."""
+
+    async def infer(
+        self, inputs: Mapping[str, Array], *, records: int | None = None
+    ) -> Mapping[str, Array]:
+        """Run the champion the way the solution runs it, in a micro-batch with others.
+
+        Args:
+            inputs: Arrays that fit the signature.
+            records: How many of the first records are real ones: the others, such as those of an
+                explanation, count neither for drift nor for a challenger. All when left out.
+        """
+
+    def at_start(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Have something done before the server says that it is ready."""
+
+    def at_close(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Have something done when the last request is answered."""
+
+    def every(self, seconds: float, call: Callable[[], Awaitable[None]]) -> None:
+        """Have something done again and again while the server lives."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,6 +164,36 @@ class DeploySettings(Table):
     limits: LimitSettings = LimitSettings()
 
 
+class ServeSettings(Table):
+    """`[serve]`: how a bundle is served; none of it changes a model.
+
+    The same keys are taken from the environment and the command line of `pegboard serve`.
+    """
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is all.")
+    port: int = Field(default=8080, ge=0, le=65535, description="0 takes any free one.")
+    folder: ProjectPath = Field(
+        default=Path("serve"), description="Where a solution keeps what survives a restart."
+    )
+    request_mb: PositiveFloat = Field(default=16.0, description="Largest request, in megabytes.")
+    timeout_seconds: PositiveFloat = Field(
+        default=10.0, description="Longest time from the first byte of a request to its answer."
+    )
+    batch_size: PositiveInt = Field(default=32, description="Most records run together.")
+    batch_wait_ms: NonNegativeFloat = Field(
+        default=0.0, description="Longest time that a request waits for others; 0: none is added."
+    )
+    queue: PositiveInt = Field(
+        default=1024, description="Records that may wait; more are answered with 503."
+    )
+    drain_seconds: PositiveFloat = Field(
+        default=20.0, description="Time that requests have to end after SIGTERM."
+    )
+    drift_window: PositiveInt = Field(
+        default=10_000, description="Latest records that are compared with training."
+    )
+
+
 class Settings(Table):
     """The settings of a project; a solution subclasses it with its own `data` and `model`."""
 
@@ -173,6 +203,7 @@ class Settings(Table):
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     deploy: DeploySettings = DeploySettings()
+    serve: ServeSettings = ServeSettings()
 
     def tables(self, root: Path | None = None) -> dict[str, Any]:
         """Return plain tables, as JSON or TOML would carry them; paths relative to `root`."""

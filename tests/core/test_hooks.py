@@ -120,13 +120,17 @@ def test_plugins_add_baselines_targets_figures_and_routes(project: Project) -> N
 
         @hookimpl
         def register_routes(self) -> list[Route]:
-            return [Route(path="/feedback", methods=("POST",), handler=lambda body, bundle: {})]
+            async def take(body: object) -> None:
+                del body
+
+            return [Route(path="/feedback", handler=take)]
 
     board, settings = hang(project, Extra()), project.settings
     names = [baseline.name for baseline in board.collect("build_baselines", settings=settings)]
     assert names == ["sum of columns", "coin"]
     assert [t.name for t in board.collect("deploy_targets")] == ["onnx", "torch", "abacus"]
-    assert [r.path for r in board.collect("register_routes", settings=settings)] == ["/feedback"]
+    routes = board.collect("register_routes", settings=settings, service=None)
+    assert [route.path for route in routes] == ["/feedback"]
     evaluation = type("Evaluation", (), {"rows": {"label": [1]}})()
     figures = board.collect("draw", settings=settings, evaluation=evaluation)
     assert [figure.name for figure in figures] == ["score", "f"]
