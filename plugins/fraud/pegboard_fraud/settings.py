@@ -12,6 +12,7 @@ from pegboard.settings import (
     DeploySettings,
     ModelSettings,
     ProjectPath,
+    ServeSettings,
     Settings,
     Table,
     TrainSettings,
@@ -107,6 +108,45 @@ class FraudTrain(TrainSettings):
     )
 
 
+class FraudServe(ServeSettings):
+    """`[serve]`: how decisions are made and what is remembered for them."""
+
+    state: str = Field(
+        default="local",
+        description="Where the past is kept: local (memory, with SQLite as its log), or a "
+        "redis:// URL without password (that comes from PEGBOARD_REDIS_PASSWORD).",
+    )
+    sync: bool = Field(
+        default=True,
+        description="Whether a decision is on the disk before it is answered; false survives a "
+        "killed process, not a power cut. Local state only.",
+    )
+    assume_genuine: bool = Field(
+        default=True,
+        description="Count a transaction as genuine once label_delay_days passed without feedback.",
+    )
+    clock: Literal["system", "transactions"] = Field(
+        default="system",
+        description="What time it is: the machine's, or that of the latest transaction, to replay.",
+    )
+    future_seconds: NonNegativeInt = Field(
+        default=300, description="How far ahead of the clock a transaction may be dated."
+    )
+    late_days: NonNegativeInt = Field(
+        default=7, description="How late a transaction may come; a later one is refused."
+    )
+    rules: ProjectPath | None = Field(
+        default=None, description="TOML file with rules and lists; without it the model decides."
+    )
+    decline_above: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="Probability from which is declined; unset: never."
+    )
+    on_failure: Literal["open", "closed"] = Field(
+        default="open", description="What is decided when model or state fail: approve or decline."
+    )
+    reasons: NonNegativeInt = Field(default=3, description="Reason codes in an answer, at most.")
+
+
 class FraudSettings(Settings):
     """The settings of a fraud project."""
 
@@ -115,3 +155,4 @@ class FraudSettings(Settings):
     model: FraudModel = FraudModel()
     train: FraudTrain = FraudTrain()
     deploy: DeploySettings = DeploySettings()
+    serve: FraudServe = FraudServe()
