@@ -139,7 +139,10 @@ class FraudServe(ServeSettings):
         default=None, description="TOML file with rules and lists; without it the model decides."
     )
     decline_above: float | None = Field(
-        default=None, gt=0.0, le=1.0, description="Probability from which is declined; unset: never."
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="Probability from which a transaction is declined; unset: never.",
     )
     on_failure: Literal["open", "closed"] = Field(
         default="open", description="What is decided when model or state fail: approve or decline."
