@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -120,6 +121,11 @@ class Bundle:
     """The candidate that is served: `onnx/fp32`."""
     files: Mapping[str, FileFacts] = field(default_factory=dict)
     """Every file but `bundle.json`, by its path in the bundle."""
+
+    @cached_property
+    def version(self) -> str:
+        """What tells it from every other bundle: `2026-11-22T03:00:00Z-1f0c9a3b77e2`."""
+        return f"{self.created}-{digest_of(_tables(self))[:12]}"
 
     def candidate(self, name: str) -> Candidate:
         """Return a candidate by its name.

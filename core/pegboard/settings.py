@@ -255,15 +255,18 @@ class Sources:
 
 
 def read_sources(
-    file: Path, environment: Mapping[str, str] | None = None, overrides: Sequence[str] = ()
+    file: Path | None,
+    environment: Mapping[str, str] | None = None,
+    overrides: Sequence[str] = (),
 ) -> Sources:
-    """Collect the tables of a project: file, then environment, then `key=value`.
+    """Collect the tables of a project: file if there is one, then environment, then `key=value`.
 
     Raises:
         SettingsError: The file is missing or not TOML, or an override is not `key=value`.
     """
     sources = Sources()
-    sources.put((), _read_toml(file), file.name)
+    if file is not None:
+        sources.put((), _read_toml(file), file.name)
     for name, text in sorted((os.environ if environment is None else environment).items()):
         key = _environment_key(name)
         if key:

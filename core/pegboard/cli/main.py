@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from pegboard import logs
-from pegboard.cli import catalog, doctor, plugin, predict, stages, templates
+from pegboard.cli import catalog, doctor, plugin, predict, serve, stages, templates
 from pegboard.cli.options import QuickHelp
 from pegboard.errors import PegboardError
 
@@ -136,7 +136,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode=None,  # rich alone would cost a third of what --help may take.
     )
     app.callback()(_root)
-    for subject in (templates, catalog, stages, predict, doctor, plugin):
+    for subject in (templates, catalog, stages, predict, serve, doctor, plugin):
         subject.add_commands(app)
     return app
 

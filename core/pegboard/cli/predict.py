@@ -47,7 +47,7 @@ def predict(
     requests = list(_requests(request))
     folder = project_folder(project)
     opened = read_bundle(bundle or newest_bundle(folder))
-    board = _board_for(opened, folder)
+    board = board_for(opened, folder)
     sources = Sources()
     sources.put((), dict(opened.settings), str(opened.folder / "bundle.json"))
     settings = resolve(settings_type(board, opened.solution), sources, folder)
@@ -123,7 +123,7 @@ def newest_bundle(folder: Path) -> Path:
     return found
 
 
-def _board_for(bundle: Bundle, folder: Path) -> Board:
+def board_for(bundle: Bundle, folder: Path) -> Board:
     """Build the board that a bundle needs: the project's if it is of the same solution."""
     from pegboard.board import build_board
 

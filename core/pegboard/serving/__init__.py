@@ -1,0 +1,1 @@
+"""Serving a bundle: the server, its paths and what it watches."""
