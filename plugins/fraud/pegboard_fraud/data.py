@@ -192,9 +192,22 @@ def rows_of(settings: FraudSettings, transactions: Transactions, split: Split) -
     """Return the rows of a split: labelled, and in its days."""
     times = transactions.time
     calendar = plan(settings.data, int(times[0]), int(times[-1]))
-    period: Period = getattr(calendar, split)
+    return _rows_in(settings, transactions, getattr(calendar, split), blocking=split == "test")
+
+
+def rows_of_last_days(settings: FraudSettings, transactions: Transactions, days: int) -> Rows:
+    """Return the rows of so many days up to the last test day, chosen as a test split's are."""
+    end = _start(last_test_day(settings)) + DAY
+    period = Period(start=end - days * DAY, end=end)
+    return _rows_in(settings, transactions, period, blocking=True)
+
+
+def _rows_in(
+    settings: FraudSettings, transactions: Transactions, period: Period, *, blocking: bool
+) -> Rows:
+    times = transactions.time
     chosen = (times >= period.start) & (times < period.end) & (transactions.label >= 0)
-    if split == "test" and settings.data.blocked_days:
+    if blocking and settings.data.blocked_days:
         delay = settings.data.label_delay_days * DAY
         since = period.start - delay - settings.data.blocked_days * DAY
         chosen &= ~known_defrauded(transactions, since, period, delay)

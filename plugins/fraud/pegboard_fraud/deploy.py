@@ -12,6 +12,7 @@ import numpy as np
 
 from pegboard.errors import RequestError
 from pegboard.records import Array, Signature, TensorSpec, Thresholds
+from pegboard_fraud.cards import refuse_card_numbers
 from pegboard_fraud.features import (
     DAY,
     FEATURE_NAMES,
@@ -25,6 +26,10 @@ from pegboard_fraud.settings import FraudSettings
 FIELDS = ("id", "time", "customer", "terminal", "amount")
 LARGEST_AMOUNT = 1e9
 """In units of the currency; more is taken for a mistake."""
+LONGEST_IDENTIFIER = 128
+"""Characters."""
+LATEST_TIME = 253_402_300_799
+"""The last second of the year 9999; what is later, or as long before 1970, is a mistake."""
 
 
 def signature(settings: FraudSettings) -> Signature:
@@ -97,6 +102,7 @@ def decode(settings: FraudSettings, payload: Any) -> dict[str, Array]:
     Raises:
         RequestError: Names the field that is wrong. It never repeats its value.
     """
+    refuse_card_numbers(payload)
     history = list(_transactions(payload, "history"))
     asked = list(_transactions(payload, "transactions"))
     if not asked:
@@ -139,10 +145,15 @@ def _transactions(payload: Any, part: str) -> Iterator[tuple[Transaction, bool |
     if not isinstance(records, Sequence) or isinstance(records, str):
         raise RequestError(f"'{part}' is no list", where="request", remedy="send a list of objects")
     for index, record in enumerate(records):
-        yield _transaction(record, f"{part}[{index}]")
+        yield read_transaction(record, f"{part}[{index}]")
 
 
-def _transaction(record: Any, where: str) -> tuple[Transaction, bool | None]:
+def read_transaction(record: Any, where: str) -> tuple[Transaction, bool | None]:
+    """Check a transaction as JSON carries it; return it with its label, None where it has none.
+
+    Raises:
+        RequestError: Names the field that is wrong. It never repeats its value.
+    """
     if not isinstance(record, Mapping):
         raise RequestError(
             "a transaction is no object", where=where, remedy=f"send {', '.join(FIELDS)}"
@@ -151,21 +162,31 @@ def _transaction(record: Any, where: str) -> tuple[Transaction, bool | None]:
         if record.get(field) in (None, ""):
             raise RequestError(f"'{field}' is missing", where=where, remedy="send it")
     transaction = Transaction(
-        id=_identifier(record, "id", where),
+        id=read_identifier(record, "id", where),
         time=_time(record["time"], where),
-        customer=_identifier(record, "customer", where),
-        terminal=_identifier(record, "terminal", where),
+        customer=read_identifier(record, "customer", where),
+        terminal=read_identifier(record, "terminal", where),
         cents=_cents(record["amount"], where),
     )
     return transaction, _label(record.get("label"), where)
 
 
-def _identifier(record: Mapping[str, Any], field: str, where: str) -> str:
-    value = record[field]
-    if isinstance(value, str | int) and not isinstance(value, bool):
+def read_identifier(record: Mapping[str, Any], field: str, where: str) -> str:
+    """Return the identifier in a field of a record, as a string.
+
+    Raises:
+        RequestError: It is missing, or no identifier. Its value is not repeated.
+    """
+    value = record.get(field)
+    if isinstance(value, str) and 0 < len(value) <= LONGEST_IDENTIFIER:
+        return value
+    # Compared first, because writing out a very long number takes long.
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64:
         return str(value)
     raise RequestError(
-        f"'{field}' is no identifier", where=where, remedy="send a string or a whole number"
+        f"'{field}' is no identifier",
+        where=where,
+        remedy=f"send a string of 1 to {LONGEST_IDENTIFIER} characters, or a whole number",
     )
 
 
@@ -176,10 +197,11 @@ def _time(value: Any, where: str) -> int:
             if moment.tzinfo is None:
                 moment = moment.replace(tzinfo=UTC)
             return math.floor(moment.timestamp())
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return math.floor(value)
     except (ValueError, OverflowError):
-        pass
+        value = None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and abs(value) <= LATEST_TIME:  # NaN fails the comparison.
+        return int(value // 1)
     raise RequestError(
         "'time' is no moment", where=where, remedy="send ISO 8601 or seconds since 1970 UTC"
     )

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
         Figure,
         Finding,
         Metric,
+        Route,
         Rows,
+        Service,
         Signature,
         Split,
         Thresholds,
@@ -147,7 +149,17 @@ def draw(settings: FraudSettings, evaluation: Evaluation) -> Sequence[Figure]:
 
 @hookimpl
 def register_commands(app: typer.Typer) -> None:
-    """`pegboard prequential`."""
-    from pegboard_fraud import commands
+    """`pegboard prequential`, `pegboard backtest` and `pegboard materialize`."""
+    from pegboard_fraud import backtest, commands, materialize
 
     commands.register(app)
+    backtest.register(app)
+    materialize.register(app)
+
+
+@hookimpl
+def register_routes(settings: FraudSettings, service: Service) -> Sequence[Route]:
+    """`/decisions`, `/feedback` and `/rules`."""
+    from pegboard_fraud import decisions
+
+    return decisions.register_routes(settings, service)

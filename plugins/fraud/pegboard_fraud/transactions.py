@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pegboard.errors import DataError
 from pegboard.files import atomic_path
 from pegboard.records import Finding
+from pegboard_fraud.cards import DIGITS, SHORTEST, UUID, look_like_card_numbers
 
 Ints = NDArray[np.int64]
 Strings = NDArray[np.str_]
@@ -106,7 +107,7 @@ def read_transactions(path: Path, columns: Mapping[str, str] = COLUMNS) -> Trans
         DataError: The first error that `check_transactions` would report about the rows.
     """
     table = _load(path, columns)
-    for finding in _find_bad_rows(table, path):
+    for finding in _find_errors(table, path, columns):
         if finding.level == "error":
             raise DataError(finding.what, where=finding.where, remedy=finding.remedy)
     return _to_transactions(table)
@@ -120,7 +121,7 @@ def check_transactions(path: Path, columns: Mapping[str, str] = COLUMNS) -> Iter
         yield Finding(level="error", what=error.what, where=error.where, remedy=error.remedy)
         return
     yield from _find_unknown_columns(path, columns)
-    yield from _find_bad_rows(table, path)
+    yield from _find_errors(table, path, columns)
     yield from _find_no_fraud(table, path)
 
 
@@ -173,13 +174,13 @@ def _scan(path: Path) -> pl.LazyFrame:
 def _read(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, OSError):
         kind = "Parquet" if _is_parquet(path) else "CSV"
         raise DataError(
             f"the file is no readable {kind}",
             where=str(path),
             remedy="give a CSV (.csv, .csv.gz) or Parquet (.parquet) file with a header",
-        ) from error
+        ) from None  # What polars says may quote the line.
 
 
 def _require_columns(path: Path, header: list[str], columns: Mapping[str, str]) -> None:
@@ -275,6 +276,36 @@ def _find_unknown_columns(path: Path, columns: Mapping[str, str]) -> Iterator[Fi
             where=str(path),
             remedy="map them, or leave them out of the file",
         )
+
+
+def _find_errors(table: pl.DataFrame, path: Path, columns: Mapping[str, str]) -> Iterator[Finding]:
+    yield from _find_card_numbers(table, path, columns)
+    yield from _find_bad_rows(table, path)
+
+
+def _find_card_numbers(
+    table: pl.DataFrame, path: Path, columns: Mapping[str, str]
+) -> Iterator[Finding]:
+    """One finding for each column of identifiers that holds what looks like card numbers."""
+    for role in ("id", "customer", "terminal"):
+        bad = _with_card_numbers(table[role])
+        if len(bad):
+            rows = table["row"].filter(table[role].is_in(bad.implode()))
+            yield Finding(
+                level="error",
+                what=f"the column '{_show(columns[role])}' ({role}) holds what looks like a card "
+                f"number in {len(rows)} row{'s' if len(rows) > 1 else ''}",
+                where=f"{path}, first in row {rows[0]}",
+                remedy="replace card numbers by tokens before they come here",
+            )
+
+
+def _with_card_numbers(identifiers: pl.Series) -> pl.Series:
+    """The identifiers that hold what looks like a card number, each once."""
+    # Short ones, nearly always all of them, are put aside before anything is looked at closely.
+    texts = identifiers.filter(identifiers.str.len_bytes() >= SHORTEST).unique()
+    texts = texts.filter(texts.str.contains(DIGITS) & ~texts.str.contains(UUID))
+    return texts.filter(pl.Series(look_like_card_numbers(texts.to_list()), dtype=pl.Boolean))
 
 
 def _find_bad_rows(table: pl.DataFrame, path: Path) -> Iterator[Finding]:
