@@ -24,7 +24,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -268,14 +268,13 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, pool: _Pool) -> None:
         self._pool = pool
-        self._transport: asyncio.WriteTransport | None = None
+        self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._length = 0
         self.request: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._pool.opened(self)
 
     def send(self, request: int, wire: bytes) -> None:
@@ -392,19 +391,20 @@ class _Pool:
     async def stop(self) -> None:
         """Close the connections."""
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Not cancelled: uvloop closes a connection in the making without telling its protocol.
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._timeout)
         for connection in list(self._all):
             connection.abort(LOST)
-        while self._all:  # The transports close before the loop does.
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)  # The transports close before the loop does.
 
     def opened(self, connection: _Connection) -> None:
-        """Take a new connection in."""
+        """Take a new connection in, or leave one that comes when all is over."""
         self._all.add(connection)
-        self.free(connection)
+        if self._stopping:
+            connection.abort(LOST)
+        else:
+            self.free(connection)
 
     def closed(self, connection: _Connection) -> None:
         """Open another connection for one that ended."""
@@ -418,17 +418,17 @@ class _Pool:
         task.add_done_callback(self._tasks.discard)
 
     async def _reconnect(self) -> None:
-        while True:
+        while not self._stopping:
             try:
-                async with asyncio.timeout(self._timeout):
-                    return await self._connect()
-            except (OSError, TimeoutError):
+                await self._connect()
+                break
+            except OSError:
                 if not self._all:
                     self.refuse()
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _look_after(self) -> None:
-        while True:
+        while not self._stopping:
             await asyncio.sleep(RETRY_SECONDS)
             oldest = time.monotonic() - self._timeout
             for connection in list(self._all):
