@@ -133,8 +133,13 @@ class MicroBatcher:
 
     def _next_batch(self) -> list[_Waiting]:
         """Take what runs together: the first that waits, and those behind it that fit to it."""
+        if len(self._waiting) == 1 and not self._waiting[0].future.done():
+            self._records = 0
+            self.observe(self._waiting[0].count)
+            return [self._waiting.popleft()]
         batch: list[_Waiting] = []
-        records, left = 0, deque[_Waiting]()
+        records = 0
+        left: deque[_Waiting] = deque()
         while self._waiting:
             waiting = self._waiting.popleft()
             if waiting.future.done():  # Timed out, or its client went away.

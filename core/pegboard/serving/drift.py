@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pegboard.records import Array, Signature
+from pegboard.records import Array, Signature, TensorSpec
 
 LEAST = 200
 """Values below which shares say nothing."""
@@ -57,53 +57,74 @@ class ColumnDrift:
 
 @dataclass(slots=True)
 class _Counts:
-    """What one column counted in one block of the window."""
+    """What the columns (C) of one tensor counted in one block of the window."""
 
-    bins: Array
-    seen: int = 0
-    missing: int = 0
-    outside: int = 0
+    seen: int
+    missing: Array
+    outside: Array
+    above: Array
+    """(C, E): how many values were not below each edge."""
 
 
-@dataclass(slots=True)
-class _Column:
-    """One column's reference and its live counts, the latest block last."""
+class _Tensor:
+    """The columns (C) of one tensor: their reference, and live counts, the latest block last.
 
-    tensor: str
-    channel: str
-    edges: Array
-    reference: Array
-    missing: float
-    low: float
-    high: float
-    blocks: deque[_Counts] = field(default_factory=lambda: deque(maxlen=BLOCKS))
+    All columns are counted in one comparison with all edges (E): with a search for each column the
+    calls would cost more than the work.
+    """
+
+    def __init__(self, spec: TensorSpec, tables: Sequence[Mapping[str, Any]]) -> None:
+        self.spec, self.tables = spec, tables
+        longest = max((len(table["edges"]) for table in tables), default=0)
+        self.edges = np.full((len(tables), longest), np.nan)
+        for row, table in zip(self.edges, tables, strict=True):
+            row[: len(table["edges"])] = table["edges"]
+        self.low = np.array([_number(table["min"], -np.inf) for table in tables])
+        self.high = np.array([_number(table["max"], np.inf) for table in tables])
+        self.blocks: deque[_Counts] = deque(maxlen=BLOCKS)
 
     def open_block(self) -> None:
-        self.blocks.append(_Counts(np.zeros(len(self.edges) + 1, np.int64)))
+        columns = len(self.tables)
+        zeros = np.zeros(columns, np.int64)
+        above = np.zeros(self.edges.shape, np.int64)
+        self.blocks.append(_Counts(0, zeros, zeros.copy(), above))
 
     def add(self, values: Array) -> None:
+        """Count values (N, C)."""
         counts = self.blocks[-1]
-        finite = values[np.isfinite(values)]
+        finite = np.isfinite(values)
+        values = np.where(finite, values, np.nan)  # Which is neither below nor above anything.
         counts.seen += len(values)
-        counts.missing += len(values) - len(finite)
-        counts.outside += int(((finite < self.low) | (finite > self.high)).sum())
-        places = np.searchsorted(self.edges, finite, side="right")
-        counts.bins += np.bincount(places, minlength=len(self.edges) + 1)
+        counts.missing += (~finite).sum(axis=0)
+        counts.outside += ((values < self.low) | (values > self.high)).sum(axis=0)
+        counts.above += (values[:, :, None] >= self.edges).sum(axis=0)
 
-    def summary(self) -> ColumnDrift:
-        bins = np.sum([counts.bins for counts in self.blocks], axis=0)
+    def summary(self) -> Iterator[ColumnDrift]:
         seen = sum(counts.seen for counts in self.blocks)
-        psi = _psi(self.reference, bins) if bins.sum() >= LEAST and len(self.reference) else None
-        return ColumnDrift(
-            tensor=self.tensor,
-            channel=self.channel,
-            count=seen,
-            psi=psi,
-            level=_level(psi),
-            missing=sum(counts.missing for counts in self.blocks) / max(1, seen),
-            missing_reference=self.missing,
-            out_of_range=sum(counts.outside for counts in self.blocks) / max(1, seen),
+        missing, outside, above = (
+            np.sum([getattr(counts, name) for counts in self.blocks], axis=0)
+            for name in ("missing", "outside", "above")
         )
+        for column, table in enumerate(self.tables):
+            finite = seen - missing[column]
+            edges = len(table["edges"])
+            # Not below the first edge, less not below the second, is between them.
+            bins = -np.diff(above[column, :edges], prepend=finite, append=0)
+            psi = _psi(np.array(table["shares"]), bins) if edges and finite >= LEAST else None
+            yield ColumnDrift(
+                tensor=self.spec.name,
+                channel=table["channel"],
+                count=seen,
+                psi=psi,
+                level=_level(psi),
+                missing=float(missing[column] / max(1, seen)),
+                missing_reference=table["missing"],
+                out_of_range=float(outside[column] / max(1, seen)),
+            )
+
+
+def _number(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
 
 
 def _psi(reference: Array, bins: Array) -> float:
@@ -128,19 +149,16 @@ class DriftMonitor:
     """
 
     def __init__(self, signature: Signature, reference: Mapping[str, Any], window: int) -> None:
-        self._specs = (*signature.inputs, *signature.outputs)
         tables = {**reference["inputs"], **reference["outputs"]}
-        self._columns = {
-            spec.name: [_column(spec.name, table) for table in tables[spec.name]]
-            for spec in self._specs
-        }
+        specs = (*signature.inputs, *signature.outputs)
+        self._tensors = [_Tensor(spec, tables[spec.name]) for spec in specs]
         self._block = max(1, window // BLOCKS)
         self._in_block = self._block  # Full, so that the first record opens one.
         self._buffer: list[Mapping[str, Array]] = []
         self._buffered = 0
 
     def add(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], records: int) -> None:
-        """Take in the records of an answer; cheap until `BUFFERED` of them wait to be counted."""
+        """Take in the records of an answer; `BUFFERED` of them are counted together."""
         self._buffer.append({**inputs, **outputs})
         self._buffered += records
         if self._buffered >= BUFFERED:
@@ -154,46 +172,23 @@ class DriftMonitor:
             return
         if self._in_block >= self._block:
             self._in_block = 0
-            for column in self._all():
-                column.open_block()
+            for tensor in self._tensors:
+                tensor.open_block()
         self._in_block += records
-        for spec in self._specs:
-            values = _by_column(waiting, spec.name, channels=bool(spec.channels))
-            for column, part in zip(self._columns[spec.name], values, strict=True):
-                column.add(part)
+        for tensor in self._tensors:
+            tensor.add(_columns(tensor.spec, [part[tensor.spec.name] for part in waiting]))
 
     def summary(self) -> list[ColumnDrift]:
         """Compare the window with training, column by column."""
         self.count()
-        return [column.summary() for column in self._all() if column.blocks]
-
-    def _all(self) -> Iterator[_Column]:
-        for columns in self._columns.values():
-            yield from columns
+        return [column for tensor in self._tensors if tensor.blocks for column in tensor.summary()]
 
 
-def _column(tensor: str, table: Mapping[str, Any]) -> _Column:
-    low, high = table["min"], table["max"]
-    return _Column(
-        tensor=tensor,
-        channel=table["channel"],
-        edges=np.array(table["edges"], np.float64),
-        reference=np.array(table["shares"], np.float64),
-        missing=table["missing"],
-        low=-np.inf if low is None else low,
-        high=np.inf if high is None else high,
-    )
-
-
-def _by_column(
-    waiting: Sequence[Mapping[str, Array]], name: str, *, channels: bool
-) -> Sequence[Array]:
-    """Return the values of each column."""
-    arrays = [part[name] for part in waiting]
-    if channels:
-        rows = np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
-        return list(rows.T)
-    return [np.concatenate([_sampled(array) for array in arrays])]
+def _columns(spec: TensorSpec, arrays: Sequence[Array]) -> Array:
+    """Return values (N, C) of all records: one column per channel, or one in all."""
+    if spec.channels:
+        return np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
+    return np.concatenate([_sampled(array) for array in arrays])[:, None]
 
 
 def _sampled(array: Array) -> Array:

@@ -83,6 +83,9 @@ class Application:
             ("ready",): {"GET": self._ready},
             ("infer",): {"POST": self._infer},
         }
+        model = f"/v2/models/{service.bundle.solution}"
+        for rest, methods in self._model_paths.items():
+            self._paths["/".join((model, *rest))] = methods
         for route in service.routes:
             self._add(route)
 
@@ -227,16 +230,13 @@ class Application:
         """Return a model's path with its version left out, and what answers there."""
         parts = path.split("/")[3:]
         name, rest = parts[0], parts[1:]
-        if rest[:1] == ["versions"] and len(rest) > 1:
-            if rest[1] != self.service.bundle.version:
-                return "/v2/models", {scope["method"]: self._no_such_model}
-            rest = rest[2:]
-        if name != self.service.bundle.solution:
+        version = rest[1] if rest[:1] == ["versions"] and len(rest) > 1 else None
+        methods = self._model_paths.get(tuple(rest[2:] if version else rest))
+        bundle = self.service.bundle
+        known = name == bundle.solution and version in (None, bundle.version)
+        if not known or methods is None:
             return "/v2/models", {scope["method"]: self._no_such_model}
-        methods = self._model_paths.get(tuple(rest))
-        if methods is None:
-            return "/v2/models", {scope["method"]: self._no_such_model}
-        return "/".join(("/v2/models", name, *rest)), methods
+        return "/".join(("/v2/models", name, *rest[2:])), methods
 
     async def _no_such_model(self, scope: Scope, receive: Receive) -> Reply:
         bundle = self.service.bundle

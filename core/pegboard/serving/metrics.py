@@ -1,12 +1,19 @@
-"""What `/metrics` shows, in Prometheus's text format."""
+"""What `/metrics` shows, in Prometheus's text format.
+
+What every request counts is counted in plain lists and turned into metrics when somebody looks:
+the library's own counters take a lock each, and together longer than the rest of the server.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -27,38 +34,38 @@ class ServerMetrics:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        self._requests = Counter(
-            "pegboard_requests", "Answers by path and status.", ("path", "status"),
-            registry=self.registry,
-        )  # fmt: skip
-        self._seconds = Histogram(
-            "pegboard_request_seconds", "From the request's head to its answer.", ("path",),
-            buckets=SECONDS, registry=self.registry,
-        )  # fmt: skip
-        self.records = Counter("pegboard_records", "Records answered.", registry=self.registry)
-        self._batches = Histogram(
-            "pegboard_batch_records", "Records run together.", buckets=RECORDS,
-            registry=self.registry,
-        )  # fmt: skip
+        self._statuses: Counter[tuple[str, int]] = Counter()
+        self._seconds: dict[str, _Histogram] = {}
+        self._batches = _Histogram(RECORDS)
+        self.observe_batch = self._batches.observe
+        self.registry.register(_Collected(self._collect))
         self._model = Gauge(
             "pegboard_model_info", "1 for the bundles that are loaded.",
             ("role", "solution", "version", "candidate"), registry=self.registry,
         )  # fmt: skip
-        # Looking up a child by its labels costs more than counting.
-        self._answered: dict[tuple[str, int], Any] = {}
-        self._timed: dict[str, Any] = {}
-        self.observe_batch = self._batches.observe
 
     def count(self, path: str, status: int, seconds: float) -> None:
         """Count an answer."""
-        answered = self._answered.get((path, status))
-        if answered is None:
-            answered = self._answered[path, status] = self._requests.labels(path, str(status))
-        timed = self._timed.get(path)
+        self._statuses[path, status] += 1
+        timed = self._seconds.get(path)
         if timed is None:
-            timed = self._timed[path] = self._seconds.labels(path)
-        answered.inc()
+            timed = self._seconds[path] = _Histogram(SECONDS)
         timed.observe(seconds)
+
+    def _collect(self) -> Iterator[Any]:
+        requests = CounterMetricFamily(
+            "pegboard_requests", "Answers by path and status.", labels=("path", "status")
+        )
+        for (path, status), number in list(self._statuses.items()):
+            requests.add_metric((path, str(status)), number)
+        seconds = HistogramMetricFamily(
+            "pegboard_request_seconds", "From a request's head to its answer.", labels=("path",)
+        )
+        for path, timed in list(self._seconds.items()):
+            seconds.add_metric((path,), *timed.cumulative())
+        batches = HistogramMetricFamily("pegboard_batch_records", "Records run together.")
+        batches.add_metric((), *self._batches.cumulative())
+        yield from (requests, seconds, batches)
 
     def name_models(self, models: dict[str, tuple[str, str, str]]) -> None:
         """Say which bundles are loaded: solution, version and candidate by role."""
@@ -68,49 +75,65 @@ class ServerMetrics:
 
     def watch_drift(self, summary: Callable[[], Sequence[ColumnDrift]]) -> None:
         """Show drift, computed when somebody looks."""
-        self.registry.register(_DriftCollector(summary))
+        self.registry.register(_Collected(lambda: _drift(summary())))
 
     def watch(self, prefix: str, figures: Callable[[], dict[str, float]]) -> None:
         """Show figures that somebody else counts, by name."""
-        self.registry.register(_FigureCollector(prefix, figures))
+
+        def collect() -> Iterator[Any]:
+            for name, value in figures().items():
+                text = name.replace("_", " ")
+                yield GaugeMetricFamily(f"{prefix}_{name}", text, value=value)
+
+        self.registry.register(_Collected(collect))
 
     def text(self) -> bytes:
         """Return everything as Prometheus reads it."""
         return generate_latest(self.registry)
 
 
-class _DriftCollector:
-    def __init__(self, summary: Callable[[], Sequence[ColumnDrift]]) -> None:
-        self.summary = summary
+class _Histogram:
+    """Counts values by the least bound that holds them."""
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        families = {
-            name: GaugeMetricFamily(f"pegboard_drift_{name}", text, labels=("tensor", "channel"))
-            for name, text in (
-                ("psi", "Population stability index against training."),
-                ("missing_share", "Share of values that are NaN or infinite."),
-                ("out_of_range_share", "Share of values outside what training saw."),
-            )
-        }
-        for column in self.summary():
-            labels = (column.tensor, column.channel)
-            if column.psi is not None:
-                families["psi"].add_metric(labels, column.psi)
-            families["missing_share"].add_metric(labels, column.missing)
-            families["out_of_range_share"].add_metric(labels, column.out_of_range)
-        yield from families.values()
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> tuple[list[tuple[str, float]], float]:
+        """Return what Prometheus wants: numbers up to each bound, and the sum."""
+        names = [*(repr(float(bound)) for bound in self.bounds), "+Inf"]
+        return list(zip(names, accumulate(self.counts), strict=True)), self.total
+
+
+class _Collected:
+    """A collector made of a function."""
+
+    def __init__(self, collect: Callable[[], Iterator[Any]]) -> None:
+        self.collect = collect
 
     def describe(self) -> list[Any]:
+        """Name nothing ahead, or the registry would collect once to find out."""
         return []
 
 
-class _FigureCollector:
-    def __init__(self, prefix: str, figures: Callable[[], dict[str, float]]) -> None:
-        self.prefix, self.figures = prefix, figures
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        for name, value in self.figures().items():
-            yield GaugeMetricFamily(f"{self.prefix}_{name}", name.replace("_", " "), value=value)
-
-    def describe(self) -> list[Any]:
-        return []
+def _drift(columns: Sequence[ColumnDrift]) -> Iterator[GaugeMetricFamily]:
+    families = {
+        name: GaugeMetricFamily(f"pegboard_drift_{name}", text, labels=("tensor", "channel"))
+        for name, text in (
+            ("psi", "Population stability index against training."),
+            ("missing_share", "Share of values that are NaN or infinite."),
+            ("out_of_range_share", "Share of values outside what training saw."),
+        )
+    }
+    for column in columns:
+        labels = (column.tensor, column.channel)
+        if column.psi is not None:
+            families["psi"].add_metric(labels, column.psi)
+        families["missing_share"].add_metric(labels, column.missing)
+        families["out_of_range_share"].add_metric(labels, column.out_of_range)
+    yield from families.values()

@@ -33,7 +33,7 @@ def run(service: Service, bundle: Path) -> None:
     Raises:
         PegboardError: The address is taken.
     """
-    loop_factory = uvicorn.Config(_nothing, loop="auto").get_loop_factory()
+    loop_factory = uvicorn.Config(_nothing, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_serve(service, bundle))
 
@@ -46,6 +46,8 @@ async def _serve(service: Service, bundle: Path) -> None:
     serve = service.settings.serve
     listener = _listen(serve.host, serve.port)
     server = _Server(_config(service), reload=lambda: _reload(service, bundle))
+    # uvicorn makes a task of every request that has arrived, before the first of them runs.
+    service.is_alone = lambda: len(server.server_state.tasks) < 2
     server.at_drain = lambda: setattr(service, "is_ready", False)
     await service.start()
     try:

@@ -92,6 +92,8 @@ class Service:
         settings.serve.folder.mkdir(parents=True, exist_ok=True)
         self.routes: list[Route] = board.collect("register_routes", settings=settings, service=self)
         self.is_ready = False
+        self.is_alone: Callable[[], bool] = lambda: False
+        """Whether the request that is asked for is the only one: it has nobody to wait for."""
 
     # ----------------------------------------------------------------- what plugins know
 
@@ -161,10 +163,14 @@ class Service:
         return outputs
 
     async def _run(self, champion: Champion, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        future = champion.batcher.submit(inputs, champion.deployment.answerer.infer)
+        infer = champion.deployment.answerer.infer
         # In the event loop nothing can run out: the model has answered before anybody looks.
         if champion.inline and not champion.batcher.wait:
-            return await future
+            if self.is_alone():
+                self.metrics.observe_batch(_records(inputs))
+                return infer(inputs)
+            return await champion.batcher.submit(inputs, infer)
+        future = champion.batcher.submit(inputs, infer)
         try:
             return await asyncio.wait_for(future, self.settings.serve.timeout_seconds)
         except TimeoutError:
@@ -191,7 +197,6 @@ class Service:
             inputs = {name: array[:records] for name, array in inputs.items()}
             outputs = {name: array[:records] for name, array in outputs.items()}
             count = records
-        self.metrics.records.inc(count)
         champion.drift.add(inputs, outputs, count)
         if self.challenger is not None:
             answerer = champion.deployment.answerer
