@@ -20,7 +20,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, repeat
+from itertools import accumulate, islice, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -585,33 +585,46 @@ class FeatureState:
 
     Args:
         delay: Seconds until a label counts as known, at least 1.
+        late: Seconds by which a transaction may come late; unset: as many as the delay.
     """
 
-    def __init__(self, *, delay: int = DELAY) -> None:
+    def __init__(self, *, delay: int = DELAY, late: int | None = None) -> None:
         _require_delay(delay)
         self.delay = delay
-        self._events: dict[Track, dict[Any, _Events]] = {track: {} for track in _TRACKS}
+        self.memory = memory_of(delay, late)
+        """How far back anything is remembered, in seconds."""
+        self._events: dict[Track, dict[Any, Events]] = {track: {} for track in TRACKS}
         self._remembered: dict[Identifier, _Remembered] = {}
 
     def __len__(self) -> int:
         """How many transactions can still be labelled."""
         return len(self._remembered)
 
+    def find(self, identifier: Identifier) -> Transaction | None:
+        """Return the transaction of an id, if it is remembered."""
+        known = self._remembered.get(identifier)
+        return None if known is None else known.transaction
+
     def features(self, transaction: Transaction) -> NDArray[np.float32]:
         """Compute the features (F,) of a transaction that is not added yet; changes nothing."""
-        view = _EventView(self._events, transaction, self.delay)
-        return np.array([measure(view) for measure in _MEASURES], np.float32)
+        return features_of(transaction, self._past, self.delay)
 
-    def add(self, transaction: Transaction) -> None:
-        """Remember a transaction; one whose id is remembered already changes nothing."""
-        if transaction.id in self._remembered:
-            return
-        outsized = bool(is_outsized(_EventView(self._events, transaction, self.delay)))
+    def add(self, transaction: Transaction) -> bool:
+        """Remember a transaction; one whose id is remembered already changes nothing.
+
+        Returns:
+            Whether its amount is outsized.
+        """
+        known = self._remembered.get(transaction.id)
+        if known is not None:
+            return known.outsized
+        outsized = outsizes(transaction, self._past, self.delay)
         self._remember(CUSTOMER, transaction)
         self._remember(PAIR, transaction)
         if outsized:
             self._remember(CUSTOMER_OUTSIZED, transaction)
         self._remembered[transaction.id] = _Remembered(transaction, outsized, "")
+        return outsized
 
     def label(self, identifier: Identifier, is_fraud: bool) -> bool:
         """Tell whether a transaction was fraud; tell it again to correct it.
@@ -622,32 +635,49 @@ class FeatureState:
         known = self._remembered.get(identifier)
         if known is None:
             return False
-        kind = ("fraud" if known.outsized else "modest_fraud") if is_fraud else "genuine"
-        for track in _LABEL_TRACKS[known.kind]:
-            events = self._events[track].get(_key(track, known.transaction), _NO_EVENTS)
-            events.remove(known.transaction.time)
-        for track in _LABEL_TRACKS[kind]:
-            self._remember(track, known.transaction)
-        self._remembered[identifier] = known._replace(kind=kind)
+        transaction, outsized, before = known
+        kind = ("fraud" if outsized else "modest_fraud") if is_fraud else "genuine"
+        if kind == before:
+            return True
+        for track in LABEL_TRACKS[before]:
+            self._past(track, transaction).remove(transaction.time)
+        for track in LABEL_TRACKS[kind]:
+            self._remember(track, transaction)
+        self._remembered[identifier] = _Remembered(transaction, outsized, kind)
         return True
 
-    def forget(self, now: int) -> None:
-        """Drop all that no window needs any longer.
+    def forget(self, now: int, *, most: int | None = None) -> int:
+        """Drop what no window needs any longer.
+
+        A transaction that came late is dropped no earlier than those that came before it.
 
         Args:
             now: Seconds since 1970, by a clock that can be trusted: what it makes old is gone.
+            most: Stop after so many transactions, to go on another time; unset: never.
+
+        Returns:
+            How many transactions were dropped.
         """
-        horizon = now - self._memory
-        for keys in self._events.values():
-            for key in [key for key, events in keys.items() if events.times[-1] <= horizon]:
+        horizon = now - self.memory
+        known = (known.transaction for known in self._remembered.values())
+        old = list(islice(takewhile(lambda each: each.time <= horizon, known), most))
+        for transaction in old:
+            del self._remembered[transaction.id]
+            self._drop_events(transaction, horizon)
+        return len(old)
+
+    def _drop_events(self, transaction: Transaction, horizon: int) -> None:
+        """Drop a forgotten transaction's keys that hold nothing younger."""
+        for track, keys in self._events.items():
+            key = key_of(track, transaction)
+            events = keys.get(key)
+            if events is not None and not (events.times and events.times[-1] > horizon):
                 del keys[key]
-        old = [i for i, known in self._remembered.items() if known.transaction.time <= horizon]
-        for identifier in old:
-            del self._remembered[identifier]
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """Copy all that is remembered into plain arrays, for `numpy.savez` without pickle."""
-        arrays: dict[str, NDArray[Any]] = {"delay": np.array(self.delay)}
+        late = self.memory - MEMORY - self.delay
+        arrays = {"delay": np.array(self.delay), "late": np.array(late)}
         for track, keys in self._events.items():
             arrays |= _pack(track, keys)
         return arrays | _pack_remembered(self._remembered.values())
@@ -655,25 +685,29 @@ class FeatureState:
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[Any]]) -> FeatureState:
         """Make a state from what `snapshot` gave; it answers with the same bits."""
-        state = cls(delay=int(arrays["delay"]))
+        state = cls(delay=int(arrays["delay"]), late=int(arrays["late"]))
         for track in state._events:
             state._events[track] = _unpack(track, arrays)
         for known in _unpack_remembered(arrays):
             state._remembered[known.transaction.id] = known
         return state
 
-    @property
-    def _memory(self) -> int:
-        # Windows over labels reach a delay further back; the other delay is for late events.
-        return MEMORY + 2 * self.delay
+    def _past(self, track: Track, transaction: Transaction) -> Events:
+        return self._events[track].get(key_of(track, transaction), _NO_EVENTS)
 
     def _remember(self, track: Track, transaction: Transaction) -> None:
-        keys, key = self._events[track], _key(track, transaction)
+        keys, key = self._events[track], key_of(track, transaction)
         events = keys.get(key)
         if events is None:
-            events = keys[key] = _Events(amounts=track.amounts)
+            events = keys[key] = Events(amounts=track.amounts)
         events.add(transaction.time, transaction.cents)
-        events.forget(transaction.time - self._memory)
+        events.forget(transaction.time - self.memory)
+
+
+def memory_of(delay: int, late: int | None = None) -> int:
+    """Return how far back a past is needed, in seconds; the arguments are `FeatureState`'s."""
+    # Windows over labels reach a delay further back, and those of a late transaction further still.
+    return MEMORY + delay + (delay if late is None else late)
 
 
 class _Remembered(NamedTuple):
@@ -686,7 +720,7 @@ class _Remembered(NamedTuple):
 
 
 _MEASURES = tuple(feature.measure for feature in FEATURES)
-_TRACKS = (
+TRACKS = (
     CUSTOMER,
     CUSTOMER_OUTSIZED,
     CUSTOMER_FRAUD,
@@ -695,15 +729,19 @@ _TRACKS = (
     TERMINAL_MODEST_FRAUD,
     PAIR,
 )
-_LABEL_TRACKS: Mapping[str, tuple[Track, ...]] = {
+"""All that is remembered."""
+
+LABEL_TRACKS: Mapping[str, tuple[Track, ...]] = {
     "": (),
     "genuine": (TERMINAL_GENUINE,),
     "fraud": (CUSTOMER_FRAUD, TERMINAL_FRAUD),
     "modest_fraud": (CUSTOMER_FRAUD, TERMINAL_FRAUD, TERMINAL_MODEST_FRAUD),
 }
+"""Where a transaction is an event, by its label and by whether its amount is modest."""
 
 
-def _key(track: Track, transaction: Transaction) -> Any:
+def key_of(track: Track, transaction: Transaction) -> Any:
+    """Return what a transaction shares with the other events of a track."""
     if track.key == "customer":
         return transaction.customer
     if track.key == "terminal":
@@ -711,18 +749,31 @@ def _key(track: Track, transaction: Transaction) -> Any:
     return transaction.customer, transaction.terminal
 
 
-class _Events:
-    """The events of one track and key in the order of time, with running sums of their amounts."""
+class Events:
+    """The events of one track and key in the order of time, with running sums of their amounts.
+
+    Args:
+        amounts: Whether amounts are kept.
+        times: Of events to begin with, in order; seconds since 1970.
+        cents: Their amounts, if those are kept.
+    """
 
     __slots__ = ("amounts", "cents", "squares", "times")
 
-    def __init__(self, *, amounts: bool) -> None:
+    def __init__(
+        self, *, amounts: bool, times: array[int] | None = None, cents: Iterable[int] = ()
+    ) -> None:
         self.amounts = amounts
-        self.times = array("q")
-        self.cents = array("q", [0])
-        self.squares = array("q", [0])
+        self.times = array("q") if times is None else times
+        self.cents = self.squares = _NO_SUMS
+        if amounts:
+            amount_list = list(cents)
+            squares = (min(each, _CAP) ** 2 for each in amount_list)
+            self.cents = array("q", accumulate(amount_list, initial=0))
+            self.squares = array("q", accumulate(squares, initial=0))
 
     def add(self, time: int, cents: int) -> None:
+        """Put an event in its place, after those of the same second."""
         place = bisect_right(self.times, time)
         self.times.insert(place, time)
         if self.amounts:
@@ -755,23 +806,37 @@ def _insert(sums: array[int], place: int, value: int) -> None:
         sums[later] += value
 
 
-_NO_EVENTS = _Events(amounts=True)
+_NO_SUMS = array("q", [0])
+"""Shared by all events whose amounts nobody asks for; never changed."""
+_NO_EVENTS = Events(amounts=True)
+
+Past = Callable[[Track, Transaction], Events]
+"""Gives the events of a track that share the transaction's key."""
+
+
+def features_of(transaction: Transaction, past: Past, delay: int) -> NDArray[np.float32]:
+    """Compute the features (F,) of a transaction from what any store remembers of its past."""
+    view = _EventView(past, transaction, delay)
+    return np.array([measure(view) for measure in _MEASURES], np.float32)
+
+
+def outsizes(transaction: Transaction, past: Past, delay: int) -> bool:
+    """Tell whether a transaction is outsized, as `is_outsized` defines it."""
+    return bool(is_outsized(_EventView(past, transaction, delay)))
 
 
 class _EventView:
     """One transaction and what is remembered of its past."""
 
-    __slots__ = ("_events", "_found", "_known", "_transaction", "_windows", "cents", "time")
+    __slots__ = ("_found", "_known", "_past", "_transaction", "_windows", "cents", "time")
 
-    def __init__(
-        self, events: dict[Track, dict[Any, _Events]], transaction: Transaction, delay: int
-    ) -> None:
+    def __init__(self, past: Past, transaction: Transaction, delay: int) -> None:
         self.time = transaction.time
         self.cents = transaction.cents
         self._known = transaction.time - delay
         self._transaction = transaction
-        self._events = events
-        self._found: dict[Track, tuple[_Events, int]] = {}
+        self._past = past
+        self._found: dict[Track, tuple[Events, int]] = {}
         self._windows: dict[tuple[Track, int], _EventWindow] = {}
 
     def window(self, track: Track, length: int) -> Window:
@@ -784,7 +849,7 @@ class _EventView:
     def after(self, track: Track, moment: int) -> _EventWindow:
         found = self._found.get(track)
         if found is None:
-            events = self._events[track].get(_key(track, self._transaction), _NO_EVENTS)
+            events = self._past(track, self._transaction)
             now = self._known if track.delayed else self.time
             found = self._found[track] = events, bisect_right(events.times, now)
         events, end = found
@@ -804,7 +869,7 @@ class _EventWindow:
 
     __slots__ = ("_end", "_events", "_start", "count", "opening")
 
-    def __init__(self, events: _Events, opening: int, start: int, end: int) -> None:
+    def __init__(self, events: Events, opening: int, start: int, end: int) -> None:
         self._events = events
         self._start = start
         self._end = end
@@ -828,7 +893,7 @@ class _EventWindow:
         return self._events.times[self._end - 1] if self.count else NEVER
 
 
-def _pack(track: Track, keys: Mapping[Any, _Events]) -> dict[str, NDArray[Any]]:
+def _pack(track: Track, keys: Mapping[Any, Events]) -> dict[str, NDArray[Any]]:
     """One row a key, then one row an event, key after key."""
     events = list(keys.values())
     arrays = {
@@ -843,17 +908,18 @@ def _pack(track: Track, keys: Mapping[Any, _Events]) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _unpack(track: Track, arrays: Mapping[str, NDArray[Any]]) -> dict[Any, _Events]:
-    keys = arrays[f"{track.name}.key0"].tolist()
+def _unpack(track: Track, arrays: Mapping[str, NDArray[Any]]) -> dict[Any, Events]:
+    keys = _strings_or_numbers(arrays[f"{track.name}.key0"])
     if track.key == "pair":
-        keys = list(zip(keys, arrays[f"{track.name}.key1"].tolist(), strict=True))
-    times = iter(arrays[f"{track.name}.times"].tolist())
-    cents = iter(arrays[f"{track.name}.cents"].tolist() if track.amounts else repeat(0))
-    unpacked: dict[Any, _Events] = {}
+        keys = list(zip(keys, _strings_or_numbers(arrays[f"{track.name}.key1"]), strict=True))
+    times = arrays[f"{track.name}.times"]
+    cents = arrays[f"{track.name}.cents"].tolist() if track.amounts else []
+    unpacked: dict[Any, Events] = {}
+    end = 0
     for key, count in zip(keys, arrays[f"{track.name}.counts"].tolist(), strict=True):
-        events = unpacked[key] = _Events(amounts=track.amounts)
-        for time, amount in islice(zip(times, cents, strict=False), count):
-            events.add(time, amount)
+        start, end = end, end + count
+        held = array("q", times[start:end].tobytes())
+        unpacked[key] = Events(amounts=track.amounts, times=held, cents=cents[start:end])
     return unpacked
 
 
@@ -874,7 +940,7 @@ def _pack_remembered(remembered: Iterable[_Remembered]) -> dict[str, NDArray[Any
 
 def _unpack_remembered(arrays: Mapping[str, NDArray[Any]]) -> Iterator[_Remembered]:
     names = ("id", "time", "customer", "terminal", "cents", "outsized", "kind")
-    columns = (arrays[f"remembered.{name}"].tolist() for name in names)
+    columns = (_strings_or_numbers(arrays[f"remembered.{name}"]) for name in names)
     for identifier, time, customer, terminal, cents, outsized, kind in zip(*columns, strict=True):
         transaction = Transaction(
             id=identifier, time=time, customer=customer, terminal=terminal, cents=cents
@@ -889,7 +955,15 @@ def _concatenate(parts: list[NDArray[np.int64]]) -> Ints:
 def _identifiers(values: list[Identifier]) -> NDArray[Any]:
     if len({type(value) for value in values}) > 1:
         raise ValueError("identifiers must be all strings or all integers to be kept in an array")
+    if values and isinstance(values[0], str):
+        # As bytes: an array of str takes four bytes a character.
+        return np.array([str(value).encode() for value in values])
     return np.array(values)
+
+
+def _strings_or_numbers(values: NDArray[Any]) -> list[Any]:
+    listed: list[Any] = values.tolist()
+    return [value.decode() for value in listed] if values.dtype.kind == "S" else listed
 
 
 # --- Skew between the two -------------------------------------------------------------------------
