@@ -489,7 +489,7 @@ def example(settings: FraudSettings, number: int) -> dict[str, Any]:
         "time": REPLAYED_FROM + number if replayed else int(time.time()),
         "customer": f"c{number * 7919 % 1000}",
         "terminal": f"m{number * 104_729 % 500}",
-        "amount": 5 + number * 37 % 20_000 / 100,
+        "amount": 5 + number * 3701 % 20_000 / 100,
     }
 
 

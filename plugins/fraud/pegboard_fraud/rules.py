@@ -396,7 +396,7 @@ def _check_expression(path: Path, rule: str, expression: Any) -> None:
         if (kind == "LogicExpression" or is_not) and types != {"BOOLEAN"}:
             raise _wrong(path, rule, "and, or, not stand by a number", "compare it with something")
         if len(types) > 1:
-            raise _wrong(path, rule, "a number is compared with yes or no", "compare numbers")
+            raise _wrong(path, rule, "a number is compared with something else", "compare numbers")
 
 
 def _parts(expression: Any) -> Iterator[Any]:
