@@ -648,10 +648,10 @@ async def _send_at_will(pool: _Closed, seconds: float) -> None:
 
 
 def _results(pools: Sequence[_Pool], work: Any) -> dict[str, LoadResult]:
-    before = time.process_time()
     with _steady(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        before = time.process_time()
         runner.run(work)
-    cpu = time.process_time() - before
+        cpu = time.process_time() - before
     return {pool.traffic.name: _result_of(pool, cpu) for pool in pools}
 
 

@@ -19,6 +19,7 @@ from pegboard.logs import LOGGER
 from pegboard.serving.http import TOKEN, Application
 from pegboard.serving.service import Service, log_failure
 
+BACKLOG = 2048
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -51,6 +52,7 @@ async def _serve(service: Service, bundle: Path) -> None:
     server.at_drain = lambda: setattr(service, "is_ready", False)
     await service.start()
     try:
+        listener.listen(BACKLOG)  # Who reads that it serves may ask at once.
         _announce(service, listener)
         await server.serve(sockets=[listener])
     finally:
