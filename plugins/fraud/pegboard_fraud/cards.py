@@ -62,15 +62,16 @@ def refuse_card_numbers(payload: Any) -> None:
     pending: list[tuple[Any, Any]] = [(payload, None)]
     while pending:
         value, place = pending.pop()
-        if isinstance(value, Mapping):
+        if isinstance(value, str | int | float):  # First, because nearly all values are.
+            if looks_like_card_number(value):
+                raise _refusal(_words(place))
+        elif isinstance(value, Mapping):
             for key, item in value.items():
                 if looks_like_card_number(key):
                     raise _refusal(f"a key of {_words(place)}")
                 pending.append((item, (place, key)))
         elif isinstance(value, list | tuple):
             pending.extend((item, (place, index)) for index, item in enumerate(value))
-        elif looks_like_card_number(value):
-            raise _refusal(_words(place))
 
 
 def looks_like_card_number(value: Any) -> bool:
@@ -78,14 +79,11 @@ def looks_like_card_number(value: Any) -> bool:
 
     Of numbers only whole ones are looked at; of anything else the answer is no.
     """
-    if isinstance(value, float):
-        return value.is_integer() and looks_like_card_number(int(value))
-    if isinstance(value, int):
+    if not isinstance(value, str):
         # Compared first, because writing out a very long number takes long.
-        return 10 ** (SHORTEST - 1) <= value < 10**LONGEST and _is_card_number(str(value))
-    if not isinstance(value, str) or len(value) < SHORTEST or not _DIGITS.search(value):
-        return False
-    if _UUID.match(value):
+        possible = isinstance(value, int | float) and 1e12 <= value < 1e19 and value == int(value)
+        return possible and _is_card_number(str(int(value)))
+    if len(value) < SHORTEST or not _DIGITS.search(value) or _UUID.match(value):
         return False
     if len(value) <= _SHORT and value.isascii():
         return any(_is_card_number(digits) for digits in _joined_groups(value))

@@ -15,7 +15,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pegboard.bundle import MANIFEST, Bundle
@@ -253,11 +253,12 @@ class Desk:
         await self._state.tick()
 
     def _pseudonymous(self, given: Transaction) -> Transaction:
-        return replace(
-            given,
+        return Transaction(
             id=self._hashed(str(given.id)),
+            time=given.time,
             customer=self._hashed(str(given.customer)),
             terminal=self._hashed(str(given.terminal)),
+            cents=given.cents,
         )
 
     async def _scored(self, features: Array) -> Score | None:

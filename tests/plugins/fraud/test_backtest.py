@@ -229,7 +229,9 @@ def test_the_command_replays_rules_with_the_newest_bundle(
     )
     ended = pegboard("export", folder=folder)
     assert ended.returncode == 0, ended.stderr
-    (folder / "blocked.txt").write_text("1\n2\n3\n")
+    (folder / "blocked.txt").write_text(
+        "".join(f"c{number:03d}\nc{number}\n" for number in range(20))
+    )
     (folder / "new.toml").write_text(
         'version = "2"\n[lists.block]\ncustomers = "blocked.txt"\n'
         '[[rules]]\nid = "big"\nwhen = "amount > 150"\ndecision = "decline"\n'
