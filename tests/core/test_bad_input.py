@@ -231,11 +231,16 @@ def test_a_full_disk_while_training_leaves_nothing_half_written(
 
 
 @pytest.mark.parametrize(
-    ("module", "words"),
-    [("torch", ["train", "--new"]), ("onnxruntime", ["predict", "-"])],
+    ("module", "words", "extra"),
+    [
+        ("torch", ["train", "--new"], "train"),
+        ("onnxruntime", ["predict", "-"], "serve"),
+        ("orjson", ["serve"], "serve"),
+        ("uvicorn", ["serve"], "serve"),
+    ],
 )
 def test_a_missing_extra_is_named_with_the_command(
-    verified: Path, pegboard: Pegboard, tmp_path: Path, module: str, words: list[str]
+    verified: Path, pegboard: Pegboard, tmp_path: Path, module: str, words: list[str], extra: str
 ) -> None:
     folder = shutil.copytree(verified, tmp_path / "project")
     (tmp_path / "sitecustomize.py").write_text(HIDING.format(module))
@@ -243,7 +248,19 @@ def test_a_missing_extra_is_named_with_the_command(
     request = '{"points": [[0, 1, 2, 3]]}'
     sentence = the_sentence(pegboard(*words, folder=folder, stdin=request, PYTHONPATH=path))
     assert f"'{module}' is not installed" in sentence
-    assert "pip install 'pegboard[train]'" in sentence
+    assert f"pip install 'pegboard[{extra}]'" in sentence
+
+
+@pytest.mark.parametrize("module", ["polars", "torch"])
+def test_a_plugins_own_extra_is_named_where_the_plugin_asks(
+    make_project: MakeProject, pegboard: Pegboard, tmp_path: Path, module: str
+) -> None:
+    """The core's `train` would bring torch alone, and the next command would fail again."""
+    (tmp_path / "sitecustomize.py").write_text(HIDING.format(module))
+    folder = make_project('solution = "fraud"\n[data]\ntiny = true\n')
+    sentence = the_sentence(pegboard("run", folder=folder, PYTHONPATH=str(tmp_path)))
+    assert f"'{module}' is not installed" in sentence
+    assert "pip install 'pegboard-fraud[train]'" in sentence
 
 
 HIDING = """
@@ -364,7 +381,12 @@ def test_a_file_that_ends_too_early_is_no_interrupt(
         (
             ModuleNotFoundError("No module named 'xgboost'", name="xgboost"),
             MissingExtraError,
-            "pip install pegboard-fraud",
+            "pip install 'pegboard-fraud[train]'",
+        ),
+        (
+            ModuleNotFoundError("No module named 'sklearn'", name="sklearn.metrics"),
+            MissingExtraError,
+            "pip install 'pegboard-fraud[train]'",
         ),
         (
             ModuleNotFoundError("No module named 'rarely'", name="rarely.seen"),

@@ -324,7 +324,7 @@ def test_int8_is_close_to_float_and_keeps_the_signature(
 def test_a_module_that_is_missing_is_named_with_its_remedy() -> None:
     assert missing("numpy")() is None
     reason = missing("numpy", "no_such_runtime")()
-    assert reason == "no_such_runtime is not installed: run 'pip install no_such_runtime'"
+    assert reason == 'no_such_runtime is not installed: run "pip install no_such_runtime"'
 
 
 def test_a_target_is_found_by_name_or_its_neighbour_named() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
@@ -16,14 +15,13 @@ from pegboard.errors import (
     PegboardError,
     PluginError,
 )
+from pegboard.extras import requirement_for
 from pegboard.files import disk_is_full, no_space_for
 from pegboard.records import PluginInfo
 
 SHOW = "'pegboard --debug ...' shows the traceback"
 _SYSTEM_LIBRARY = re.compile(r"(lib[\w+-]+)\.so\S*: cannot open shared object file")
 _OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
-_REQUIREMENT = re.compile(r"^([\w.-]+)")
-_EXTRA = re.compile(r"extra\s*==\s*['\"]([\w.-]+)['\"]")
 _DEBIAN = {"libgomp": "libgomp1", "libGL": "libgl1", "libEGL": "libegl1"}
 
 
@@ -86,32 +84,16 @@ def _missing_module(error: BaseException) -> PegboardError | None:
     return MissingExtraError(
         f"the package '{package}' is not installed",
         where=_innermost(error),
-        remedy=f"install it with pip install {_requirement_for(package)}",
+        remedy=f"install it with pip install {requirement_for(package, _at_work(error))}",
     )
 
 
-def _requirement_for(package: str) -> str:
-    """Name what brings a package: an extra of the core or of a plugin, or else itself."""
-    distributions = ["pegboard", *(info.distribution for info in installed_plugins())]
-    for distribution in dict.fromkeys(distributions):
-        for requirement in _requirements(distribution):
-            name, extra = _REQUIREMENT.match(requirement), _EXTRA.search(requirement)
-            if name and _same(name[1], package):
-                return f"'{distribution}[{extra[1]}]'" if extra else distribution
-    return package
-
-
-def _requirements(distribution: str) -> list[str]:
-    try:
-        return metadata.requires(distribution) or []
-    except metadata.PackageNotFoundError:
-        return []
-
-
-def _same(requirement: str, package: str) -> bool:
-    """Whether a requirement brings a package: `xgboost-cpu` brings `xgboost`."""
-    name = re.sub(r"[-_.]+", "-", requirement).lower()
-    return name.removesuffix("-cpu") == package.replace("_", "-").lower()
+def _at_work(error: BaseException) -> list[str]:
+    """Return the distributions of the plugins whose code an error came through."""
+    plugins = _plugins_by_package()
+    frames = traceback.walk_tb(error.__traceback__)
+    packages = (_root(str(frame.f_globals.get("__name__", ""))) for frame, _ in frames)
+    return [plugins[package].distribution for package in packages if package in plugins]
 
 
 def _missing_library(error: BaseException) -> PegboardError | None:

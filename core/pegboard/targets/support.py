@@ -22,8 +22,13 @@ def missing(*modules: str) -> Callable[[], str | None]:
     """
 
     def reason() -> str | None:
-        absent = " ".join(name for name in modules if importlib.util.find_spec(name) is None)
-        return f"{absent} is not installed: run 'pip install {absent}'" if absent else None
+        absent = [name for name in modules if importlib.util.find_spec(name) is None]
+        if not absent:
+            return None
+        from pegboard.extras import requirement_for  # The board offers the targets that ask.
+
+        wanted = " ".join(dict.fromkeys(requirement_for(name) for name in absent))
+        return f'{" ".join(absent)} is not installed: run "pip install {wanted}"'
 
     return reason
 
