@@ -71,6 +71,8 @@ class Traffic:
 class LoadResult:
     """What became of requests, in the order in which they were due."""
 
+    dues: Array
+    """Seconds from the first request to the time at which each was due."""
     latencies: Array
     """Seconds from the time a request was due to its whole answer; infinite without one."""
     services: Array
@@ -662,6 +664,7 @@ def _result_of(pool: _Pool, cpu: float) -> LoadResult:
     services[answered] = done[answered] - sent[answered]
     last = max(done[answered].max(initial=0.0), due.max(initial=0.0))
     return LoadResult(
+        dues=due - due.min(initial=np.inf),
         latencies=done - due,
         services=services,
         statuses=np.array(pool.status, dtype=np.int16),

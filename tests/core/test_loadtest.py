@@ -102,15 +102,13 @@ def url(server: tuple[subprocess.Popen[str], str]) -> str:
 def test_a_stall_of_the_server_counts_for_every_request_that_was_due_in_it(url: str) -> None:
     bodies = [b"stall" if number == 100 else b"{}" for number in range(400)]
     result = run(f"{url}/stall", bodies, rate=400, seconds=1, connections=4)
-    waited = result.latencies > 0.02
-    # 300 ms at 400 a second: 120 requests were due, the first waited longest and the last least.
-    assert 105 <= np.count_nonzero(waited) <= 160
-    assert 0.25 < result.latencies[100] < 0.5
-    assert np.all(result.latencies[105:170] > 0.1)
+    # 300 ms at 400 a second: the 80 requests that were due in the first 200 waited longer than 100.
+    assert np.count_nonzero(result.latencies > 0.1) >= 75
+    assert np.all(result.latencies[101:175] > 0.1)
     assert result.latency_ms(99) > 200
     # What a client that waits for its answers would note: four slow requests in 400.
-    assert np.count_nonzero(result.services > 0.02) <= 8
-    assert result.service_ms(97) < 20
+    assert np.count_nonzero(result.services > 0.1) <= 8
+    assert result.service_ms(97) < 100
     assert result.errors == {} and result.answered == 400
 
 
@@ -160,9 +158,10 @@ def test_several_urls_share_one_schedule_and_each_has_its_result(url: str) -> No
 
 def test_poisson_arrivals_are_irregular_and_the_same_for_a_seed(url: str) -> None:
     results = [run(f"{url}/ok", rate=200, seconds=0.5, seed=seed) for seed in (0, 0, 1)]
-    lasted = [result.seconds for result in results]
-    assert lasted[0] == pytest.approx(lasted[1], abs=0.02)
-    assert abs(lasted[0] - lasted[2]) > 0.002
+    assert results[0].dues == pytest.approx(results[1].dues, abs=1e-6)
+    assert results[0].dues != pytest.approx(results[2].dues, abs=1e-3)
+    gaps = np.diff(results[0].dues)
+    assert 0.7 < gaps.std() / gaps.mean() < 1.3
 
 
 def test_where_nothing_listens_is_an_error_at_once(url: str) -> None:
@@ -174,9 +173,9 @@ def test_a_server_that_dies_is_counted_and_no_hang(
     server: tuple[subprocess.Popen[str], str],
 ) -> None:
     process, url = server
-    threading.Timer(0.4, process.send_signal, [signal.SIGKILL]).start()
-    result = run(f"{url}/ok", rate=200, seconds=1, timeout=0.5)
-    assert 40 <= result.answered <= 110
+    threading.Timer(0.7, process.send_signal, [signal.SIGKILL]).start()
+    result = run(f"{url}/ok", rate=100, seconds=2, timeout=1)
+    assert 10 <= result.answered <= 100
     assert set(result.errors) <= {"lost", "refused"} and result.errors["refused"] > 50
     assert result.answered + sum(result.errors.values()) == result.sent == 200
     assert result.latency_ms(99) == float("inf")
