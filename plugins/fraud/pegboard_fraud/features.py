@@ -605,6 +605,16 @@ class FeatureState:
         known = self._remembered.get(identifier)
         return None if known is None else known.transaction
 
+    def remembered(self) -> Iterator[tuple[Transaction, bool, str]]:
+        """Give every transaction, whether it is outsized, and its kind in `LABEL_TRACKS`."""
+        yield from self._remembered.values()
+
+    def tracks(self) -> Iterator[tuple[Track, Any, Events]]:
+        """Give the events of every track and key."""
+        for track, keys in self._events.items():
+            for key, events in keys.items():
+                yield track, key, events
+
     def features(self, transaction: Transaction) -> NDArray[np.float32]:
         """Compute the features (F,) of a transaction that is not added yet; changes nothing."""
         return features_of(transaction, self._past, self.delay)

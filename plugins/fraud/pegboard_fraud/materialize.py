@@ -13,7 +13,7 @@ from pegboard.errors import PegboardError
 from pegboard.logs import new_progress
 from pegboard.progress import Progress
 from pegboard.project import Project, open_project
-from pegboard_fraud.features import FeatureState, Transaction
+from pegboard_fraud.features import Transaction
 from pegboard_fraud.settings import FraudSettings
 
 if TYPE_CHECKING:
@@ -113,15 +113,9 @@ async def _fill_redis(url: str, policy: Policy, rows: list[Row]) -> None:
     state = RedisState(policy, url)
     try:
         await state.open()
-        await state.fill(_judged(policy, rows))
+        await state.fill(remember(policy, rows))
     finally:
         await state.close()
-
-
-def _judged(policy: Policy, rows: list[Row]) -> Iterator[tuple[Transaction, bool, str]]:
-    past = FeatureState(delay=policy.delay, late=policy.late)
-    for transaction, label in rows:
-        yield transaction, past.add(transaction), str(label) if label >= 0 else ""
 
 
 def register(app: typer.Typer) -> None:

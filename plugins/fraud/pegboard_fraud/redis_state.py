@@ -1,9 +1,10 @@
 """The online state in Redis or Valkey: several servers share one past.
 
-A track of a key is a sorted set of its events by time; a transaction is a hash with its content,
-its label and its decision. Asking is one round trip, recording and labelling are one script each:
-Redis runs a script alone, so two servers that record the same id leave one decision. Features are
-computed here, from what was fetched, by the measures that training used.
+The events of a track and key are one string of 64-bit numbers in the order of time, as in memory
+(`FeatureState`): to ask is to fetch seven of them in one round trip, to record is to append. A
+transaction is a hash with its content, its label and its decision. Recording and labelling are one
+script each: Redis runs a script alone, so two servers that record the same id leave one decision.
+Features are computed here, from what was fetched, by the measures that training used.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import json
 import os
 from array import array
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -24,27 +26,29 @@ from redis.exceptions import RedisError
 
 from pegboard.errors import PegboardError, SettingsError
 from pegboard_fraud.features import (
+    DAY,
     LABEL_TRACKS,
-    MEMORY,
     TRACKS,
     Events,
+    FeatureState,
     Track,
     Transaction,
     features_of,
     key_of,
     outsizes,
 )
-from pegboard_fraud.online import Look, Policy, never_decided, require_same
+from pegboard_fraud.online import Look, Memory, Policy, never_decided, require_same
 
 PASSWORD = "PEGBOARD_REDIS_PASSWORD"
 """The environment variable with the password."""
 
 PREFIX = "pegboard:fraud:"
-CONNECT_SECONDS, ANSWER_SECONDS = 0.05, 0.1
+CONNECT_SECONDS, ANSWER_SECONDS = 0.1, 0.2
 """A server that takes longer counts as away: a decision cannot wait for it."""
 CONNECTIONS, QUEUE_SECONDS = 32, 1.0
 """Most connections of one server, and how long a request waits for one."""
-_REMEMBERED_LOOKS = 10_000
+_REMEMBERED_LOOKS, _FILLED_AT_ONCE = 10_000, 500
+_NO_TIME = -1
 
 T = TypeVar("T")
 
@@ -64,7 +68,6 @@ class RedisState:
         _require_no_password(url)
         self._policy = policy
         self._client = redis.Redis.from_pool(_connections(url))
-        self._look = self._client.register_script(_LOOK)
         self._record = self._client.register_script(_RECORD)
         self._label = self._client.register_script(_LABEL)
         self._outsized: OrderedDict[str, bool] = OrderedDict()
@@ -73,21 +76,28 @@ class RedisState:
 
     async def open(self) -> None:
         """Reach the server, and agree with the other servers on the delay of labels."""
+        try:
+            await self._agree()
+            await self.tick()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _agree(self) -> None:
         name = f"{PREFIX}delay"
         await _reached(self._client.set(name, self._policy.delay, nx=True))
         delay = int(await _reached(cast("Awaitable[bytes]", self._client.get(name))))
         if delay != self._policy.delay:
             raise PegboardError(
-                f"the shared state was made for labels known after {delay} seconds, not "
-                f"{self._policy.delay}",
+                f"the shared state was made for labels known after {delay // DAY} days, not "
+                f"{self._policy.delay // DAY}",
                 where="serve.state",
                 remedy="set data.label_delay_days as it was, or take another database number",
             )
-        await self.tick()
 
     async def look(self, transaction: Transaction) -> Look:
         """Compute features, or find the decision made before, in one round trip."""
-        latest, known, packed = await self._fetch(transaction)
+        latest, packed, known = await self._fetch(transaction)
         earlier = _earlier(known, transaction)
         if earlier is not None:
             return Look(features=None, earlier=earlier)
@@ -96,16 +106,16 @@ class RedisState:
         self._remember_look(str(transaction.id), outsizes(transaction, past, self._policy.delay))
         return Look(features=features_of(transaction, past, self._policy.delay), earlier=None)
 
-    async def _fetch(self, transaction: Transaction) -> tuple[int, list[Any], list[bytes]]:
-        """Ask for the latest time, the known transaction of the id, and the events of each track.
-
-        The events are those that any window can hold: as long as the longest, and until now.
-        """
-        ends = [transaction.time - self._policy.delay * track.delayed for track in TRACKS]
-        bounds = [bound for end in ends for bound in (end - MEMORY, end)]
-        answer = self._look(keys=_keys(transaction), args=bounds)
-        latest, known, *packed = await _reached(cast("Awaitable[list[Any]]", answer))
-        return int(latest), known, packed
+    async def _fetch(self, transaction: Transaction) -> tuple[int, list[Any], list[Any]]:
+        """Ask for the latest time, the events of each track, and what is known of the id."""
+        latest, known, _, *tracks = _keys(transaction)
+        pipeline = self._client.pipeline(transaction=False)
+        # The events first: a transaction that another server records meanwhile is then known, or
+        # not among them.
+        pipeline.mget(latest, *tracks)
+        pipeline.hmget(known, [*_CONTENT, "decision"])
+        (when, *packed), content = await _reached(pipeline.execute())
+        return _NO_TIME if when is None else int(when), packed, content
 
     def _remember_look(self, identifier: str, outsized: bool) -> None:
         self._outsized[identifier] = outsized
@@ -119,7 +129,7 @@ class RedisState:
         # Judged by what the decision saw; who did not look before recording looks now.
         outsized = self._outsized.pop(str(transaction.id), None)
         if outsized is None:
-            *_, packed = await self._fetch(transaction)
+            _, packed, _ = await self._fetch(transaction)
             outsized = outsizes(transaction, _unpack(packed), self._policy.delay)
         said = json.dumps(dict(decision), separators=(",", ":"), allow_nan=False)
         arguments = self._arguments(transaction, outsized, said)
@@ -158,23 +168,44 @@ class RedisState:
         """Return numbers for an operator, by name, as of the last tick."""
         return self._figures
 
-    async def fill(self, history: Iterable[tuple[Transaction, bool, str]]) -> None:
-        """Remember a history that was never decided, many at a time.
+    async def fill(self, memory: Memory) -> None:
+        """Put a history there that was never decided.
 
-        Args:
-            history: Transactions in the order of time, whether outsized, and the label: 1 fraud,
-                0 genuine, empty unknown.
+        Raises:
+            PegboardError: There are transactions already.
         """
+        latest = _name("latest")
+        if await _reached(self._client.exists(latest)):
+            raise PegboardError(
+                "the shared state is not empty",
+                where="serve.state",
+                remedy="take another database number, or empty this one",
+            )
         pipeline = self._client.pipeline(transaction=False)
-        for number, (transaction, outsized, label) in enumerate(history, start=1):
-            arguments = self._arguments(transaction, outsized, "")
-            await self._record(keys=_keys(transaction), args=arguments, client=pipeline)
-            if label:
-                keys = _label_keys(str(transaction.id))
-                await self._label(keys=keys, args=self._told(label == "1"), client=pipeline)
-            if number % 200 == 0:
+        for number, (name, content) in enumerate(_contents(memory.state), start=1):
+            if isinstance(content, bytes):
+                pipeline.set(name, content)
+            else:
+                pipeline.hset(name, mapping=content)
+            pipeline.expire(name, self._policy.memory)
+            if number % _FILLED_AT_ONCE == 0:
                 await _reached(pipeline.execute())
+        # Last: with it the state counts as filled.
+        pipeline.set(latest, memory.latest)
         await _reached(pipeline.execute())
+
+
+def _contents(state: FeatureState) -> Iterator[tuple[str, bytes | dict[Any, Any]]]:
+    """What the scripts would have left behind, by its name."""
+    for track, key, events in state.tracks():
+        numbers = np.array(events.times)
+        if track.amounts:
+            numbers = np.stack([numbers, np.diff(events.cents)], axis=1)
+        yield _name(track.name, *(key if isinstance(key, tuple) else (key,))), numbers.tobytes()
+    for transaction, outsized, kind in state.remembered():
+        content = {name: getattr(transaction, name) for name in _CONTENT}
+        content |= {"outsized": int(outsized), "decision": "", "kind": kind}
+        yield _name("transaction", transaction.id), content
 
 
 def _connections(url: str) -> redis.BlockingConnectionPool:
@@ -251,57 +282,71 @@ def _earlier(known: list[Any], transaction: Transaction) -> Mapping[str, Any] | 
     return standing
 
 
-def _unpack(packed: list[bytes]) -> Callable[[Track, Transaction], Events]:
-    """Give the events of each track from what `_LOOK` packed."""
+def _unpack(packed: list[bytes | None]) -> Callable[[Track, Transaction], Events]:
+    """Give the events of each track from its string: times, or times and amounts by turns."""
     events: dict[Track, Events] = {}
     for track, content in zip(TRACKS, packed, strict=True):
-        numbers = array("q", content)
-        half = len(numbers) // 2 if track.amounts else len(numbers)
-        events[track] = Events(amounts=track.amounts, times=numbers[:half], cents=numbers[half:])
+        numbers = array("q", content or b"")
+        if track.amounts:
+            events[track] = Events(amounts=True, times=numbers[::2], cents=numbers[1::2])
+        else:
+            events[track] = Events(amounts=False, times=numbers)
     return lambda track, _: events[track]
 
 
-# Times and amounts come back as 64-bit numbers: a fifth of what Redis would say in words.
-_LOOK = """
-local function pack(numbers)
-  local parts = {}
-  for start = 1, #numbers, 100 do
-    local stop = math.min(start + 99, #numbers)
-    parts[#parts + 1] = struct.pack('<' .. string.rep('i8', stop - start + 1),
-                                    unpack(numbers, start, stop))
-  end
-  return table.concat(parts)
+_EVENTS = """
+local function time_at(events, place, width)
+  return (struct.unpack('<i8', events, place * width + 1))
 end
-local answer = {redis.call('GET', KEYS[1]) or '-1',
-                redis.call('HMGET', KEYS[2], 'time', 'customer', 'terminal', 'cents', 'decision')}
-for track = 1, #KEYS - 3 do
-  local found = redis.call('ZRANGEBYSCORE', KEYS[track + 3], '(' .. ARGV[2 * track - 1],
-                           ARGV[2 * track], 'WITHSCORES')
-  local times, cents = {}, {}
-  for place = 1, #found, 2 do
-    times[#times + 1] = tonumber(found[place + 1])
-    if track <= AMOUNTS then
-      cents[#cents + 1] = tonumber(string.match(found[place], '^%d+'))
-    end
+-- How many events of a string are not after a moment.
+local function rank(events, moment, width)
+  local low, high = 0, #events / width
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if time_at(events, middle, width) <= moment then low = middle + 1 else high = middle end
   end
-  answer[#answer + 1] = pack(times) .. pack(cents)
+  return low
 end
-return answer
-"""
-
-_SET_KIND = """
-local function set_kind(transaction, id, kind, memory)
-  local told = redis.call('HMGET', transaction, 'kind', 'time', 'customer', 'terminal', 'cents')
+-- Drop old events once they are most: so each is moved once on average.
+local function forget(name, horizon, width)
+  if time_at(redis.call('GETRANGE', name, 0, 7), 0, width) > horizon then return end
+  local events = redis.call('GET', name)
+  local gone = rank(events, horizon, width)
+  if 2 * gone * width > #events then
+    redis.call('SET', name, string.sub(events, gone * width + 1))
+  end
+end
+local function insert(name, time, cents, memory)
+  local event, width = struct.pack('<i8', time), 8
+  if cents then event, width = event .. struct.pack('<i8', cents), 16 end
+  local last = redis.call('GETRANGE', name, -width, -1)
+  if last == '' or time_at(last, 0, width) <= time then
+    redis.call('APPEND', name, event)
+  else
+    local events = redis.call('GET', name)
+    local place = rank(events, time, width) * width
+    redis.call('SET', name, string.sub(events, 1, place) .. event .. string.sub(events, place + 1))
+  end
+  forget(name, time - memory, width)
+  redis.call('EXPIRE', name, memory)
+end
+-- Of a track without amounts: events of one second are alike.
+local function remove(name, time, memory)
+  local events = redis.call('GET', name) or ''
+  local place = rank(events, time, 8)
+  if place == 0 or time_at(events, place - 1, 8) ~= time then return end
+  local rest = string.sub(events, 1, (place - 1) * 8) .. string.sub(events, place * 8 + 1)
+  if rest == '' then redis.call('DEL', name) else redis.call('SET', name, rest, 'EX', memory) end
+end
+local function set_kind(transaction, kind, memory)
+  local told = redis.call('HMGET', transaction, 'kind', 'time', 'customer', 'terminal')
   if told[1] == kind then return end
-  local keys = {customer = told[3], terminal = told[4], pair = told[3] .. ':' .. told[4]}
+  local time, keys = tonumber(told[2]), {customer = told[3], terminal = told[4]}
   for _, track in ipairs(LABEL_TRACKS[told[1]]) do
-    redis.call('ZREM', PREFIX .. track[1] .. ':' .. keys[track[2]], id)
+    remove(PREFIX .. track[1] .. ':' .. keys[track[2]], time, memory)
   end
   for _, track in ipairs(LABEL_TRACKS[kind]) do
-    local name = PREFIX .. track[1] .. ':' .. keys[track[2]]
-    redis.call('ZADD', name, told[2], id)
-    redis.call('ZREMRANGEBYSCORE', name, '-inf', tonumber(told[2]) - memory)
-    redis.call('EXPIRE', name, memory)
+    insert(PREFIX .. track[1] .. ':' .. keys[track[2]], time, false, memory)
   end
   redis.call('HSET', transaction, 'kind', kind)
 end
@@ -319,15 +364,9 @@ if known[1] then return known end
 redis.call('HSET', KEYS[2], 'time', time, 'customer', customer, 'terminal', terminal,
            'cents', cents, 'outsized', outsized, 'decision', decision, 'kind', '')
 redis.call('EXPIRE', KEYS[2], memory)
-local id = string.sub(KEYS[2], #PREFIX + #'transaction:' + 1)
-local function add(name)
-  redis.call('ZADD', name, time, cents .. ':' .. id)
-  redis.call('ZREMRANGEBYSCORE', name, '-inf', tonumber(time) - memory)
-  redis.call('EXPIRE', name, memory)
-end
 for track = 1, #KEYS - 3 do
   if ADDED[track] == 'all' or (ADDED[track] == 'outsized' and outsized == '1') then
-    add(KEYS[track + 3])
+    insert(KEYS[track + 3], tonumber(time), track <= AMOUNTS and tonumber(cents), memory)
   end
 end
 if tonumber(time) > tonumber(redis.call('GET', KEYS[1]) or '-1') then
@@ -337,7 +376,7 @@ local is_fraud, told = string.match(redis.call('GET', KEYS[3]) or '', '(.):(.+)'
 redis.call('DEL', KEYS[3])
 if told and told ~= '-1' and tonumber(time) > told + future then is_fraud = nil end
 if is_fraud or genuine == '1' then
-  set_kind(KEYS[2], id, kind_of(is_fraud == '1', outsized), memory)
+  set_kind(KEYS[2], kind_of(is_fraud == '1', outsized), memory)
 end
 return {false}
 """
@@ -350,8 +389,7 @@ if not outsized then
   redis.call('SET', KEYS[3], is_fraud .. ':' .. now, 'EX', patience)
   return 0
 end
-local id = string.sub(KEYS[2], #PREFIX + #'transaction:' + 1)
-set_kind(KEYS[2], id, kind_of(is_fraud == '1', outsized), tonumber(memory))
+set_kind(KEYS[2], kind_of(is_fraud == '1', outsized), tonumber(memory))
 return 1
 """
 
@@ -380,6 +418,5 @@ def _constants() -> str:
     return "".join(f"local {name} = {_lua(value)}\n" for name, value in constants.items())
 
 
-_LOOK = _constants() + _LOOK
-_RECORD = _constants() + _SET_KIND + _RECORD
-_LABEL = _constants() + _SET_KIND + _LABEL
+_RECORD = _constants() + _EVENTS + _RECORD
+_LABEL = _constants() + _EVENTS + _LABEL
