@@ -10,7 +10,7 @@ an issuer of that length gives out:
     16 to 19       2 to 9
 
 So a time in milliseconds, microseconds or nanoseconds (13, 16 or 19 digits that begin with 1) is
-none, while one in ten 16-digit numbers that somebody drew is: use tokens that are not all digits.
+none, while one in ten 16-digit numbers that somebody drew is: put letters between digits of tokens.
 A UUID is none either, whatever digits meet in it. A message names the place and never the value.
 """
 

@@ -486,7 +486,8 @@ def example(settings: FraudSettings, number: int) -> dict[str, Any]:
     """
     replayed = settings.serve.clock == "transactions"
     return {
-        "id": f"example-{number}-{secrets.token_hex(4)}",
+        # Letters keep the digits apart, or one in many would look like a card number.
+        "id": f"example-{secrets.token_hex(4)}n{number}",
         "time": REPLAYED_FROM + number if replayed else int(time.time()),
         "customer": f"c{number * 7919 % 1000}",
         "terminal": f"m{number * 104_729 % 500}",

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pegboard.errors import PegboardError, RequestError
 from pegboard.records import Route
 from pegboard_fraud import decisions
+from pegboard_fraud.cards import refuse_card_numbers
 from pegboard_fraud.decisions import routes
 from pegboard_fraud.features import FEATURE_NAMES, FEATURES
 from pegboard_fraud.online import OnlineState, open_state
@@ -620,6 +621,13 @@ def test_examples_follow_one_another_and_fit_their_schema(tmp_path: Path, clock:
         assert not answer["earlier"]
     assert {answer["decision"] for answer in answers} == {"approve", "review"}
     assert is_valid(bench.routes["/rules"].response_schema, rules)
+
+
+def test_no_example_looks_like_a_card_number(tmp_path: Path) -> None:
+    route = Bench(tmp_path).routes["/decisions"]
+    assert route.example is not None
+    for number in range(400_000, 410_000):
+        refuse_card_numbers(route.example(number))
 
 
 def test_answers_of_failures_fit_the_schema(tmp_path: Path) -> None:
