@@ -29,7 +29,8 @@ class _NotAllowedError(Exception):
 
 def build_admin(service: Service) -> FastAPI:
     """Build the application."""
-    app = FastAPI(openapi_url=None)  # Its own document would know nothing of the other paths.
+    # Its own document would know nothing of the other paths, which ask for no content type either.
+    app = FastAPI(openapi_url=None, strict_content_type=False)
     app.get("/openapi.json", include_in_schema=False)(lambda: document(service))
     _add_errors(app)
     _add_reading(app, service)
