@@ -245,7 +245,8 @@ class Desk:
 
     async def tick(self) -> None:
         """Look after rules and state, and say in one line what failed since the last time."""
-        await asyncio.to_thread(self._book.reload)
+        if self._book.is_stale():
+            await asyncio.to_thread(self._book.reload)
         self._metrics.rules_broken(bool(self._book.broken))
         for what, times in self._failures.items():
             LOGGER.error("%s, %d times; decided by the rest, or %s", what, times, self._policy())

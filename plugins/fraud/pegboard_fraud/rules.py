@@ -462,17 +462,23 @@ class RuleBook:
     def __init__(self, path: Path | None, hashed: Callable[[str], str]) -> None:
         self._path = path
         self._hashed = hashed
+        self._lists: tuple[Path, ...] = ()
+        self._lists_as_of: Stamp = None
         self._seen = self._look()
         self.rules = RuleSet(version="") if path is None else load_rules(path, hashed)
         self.hits: Counter[str] = Counter()
         self.broken = ""
         """What is wrong with the file as it is now; empty when it is in force."""
 
+    def is_stale(self) -> bool:
+        """Say whether the file or one of its lists changed, or is still broken; quick."""
+        return bool(self.broken) or self._look() != self._seen
+
     def reload(self) -> None:
-        """Take over the file if it or one of its lists has changed."""
-        seen = self._look()
-        if self._path is None or (seen == self._seen and not self.broken):
+        """Take over the file and its lists as they are now."""
+        if self._path is None:
             return
+        seen = self._look()  # First, so that what changes while it is read is seen next time.
         try:
             rules = load_rules(self._path, self._hashed)
         except SettingsError as error:
@@ -483,25 +489,32 @@ class RuleBook:
         self.rules, self._seen, self.broken = rules, seen, ""
         LOGGER.info("the rules are now of version %s: %d", rules.version, len(rules.rules))
 
-    def _look(self) -> dict[Path, tuple[int, int, int]]:
-        """Time, size and number of each file."""
+    def _look(self) -> dict[Path, Stamp]:
         if self._path is None:
             return {}
-        looks = {}
-        for path in (self._path, *self._lists()):
-            try:
-                facts = path.stat()
-            except OSError:
-                continue
-            looks[path] = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-        return looks
+        stamp = _stamp(self._path)
+        if stamp != self._lists_as_of:
+            self._lists, self._lists_as_of = _lists_of(self._path), stamp
+        return {self._path: stamp} | {path: _stamp(path) for path in self._lists}
 
-    def _lists(self) -> list[Path]:
-        assert self._path is not None
-        try:
-            lists = _parse(self._path).lists
-        except SettingsError:
-            return []
-        kinds = (lists.block, lists.allow)
-        names = (name for kind in kinds for name in (kind.customers, kind.terminals))
-        return [self._path.parent / name for name in names if name is not None]
+
+Stamp = tuple[int, int, int] | None
+"""Time, size and number of a file; None where there is none."""
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_mtime_ns, facts.st_size, facts.st_ino
+
+
+def _lists_of(path: Path) -> tuple[Path, ...]:
+    try:
+        lists = _parse(path).lists
+    except SettingsError:
+        return ()
+    kinds = (lists.block, lists.allow)
+    names = (name for kind in kinds for name in (kind.customers, kind.terminals))
+    return tuple(path.parent / name for name in names if name is not None)

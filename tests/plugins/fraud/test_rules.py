@@ -299,10 +299,12 @@ def test_a_changed_file_comes_into_force_and_an_unchanged_one_is_not_read(tmp_pa
     load(tmp_path, rule())
     book = RuleBook(path, HASHED)
     before = book.rules
-    book.reload()
-    assert book.rules is before
+    assert not book.is_stale()
     rewrite(path, 'version = "2"\n')
+    assert book.is_stale()
     book.reload()
+    assert book.rules is not before
+    assert not book.is_stale()
     assert (book.rules.version, book.rules.rules, book.broken) == ("2", (), "")
 
 
@@ -314,6 +316,7 @@ def test_a_broken_file_keeps_the_old_rules_and_says_so_once(
     book = RuleBook(path, HASHED)
     rewrite(path, 'version = "2"\n' + rule(when="amuont > 5"))
     for _ in range(3):
+        assert book.is_stale()
         book.reload()
     assert book.rules.version == "1"
     assert "unknown name 'amuont'" in book.broken
@@ -332,12 +335,16 @@ def test_a_changed_list_comes_into_force(tmp_path: Path) -> None:
     (tmp_path / "blocked.txt").write_text("c7\n")
     load(tmp_path, '[lists.block]\ncustomers = "blocked.txt"\n')
     book = RuleBook(tmp_path / "rules.toml", HASHED)
+    assert not book.is_stale()
     rewrite(tmp_path / "blocked.txt", "c8\n")
+    assert book.is_stale()
     book.reload()
+    assert not book.is_stale()
     assert book.rules.blocked_customers == {HASHED("c8")}
 
 
 def test_without_a_file_there_are_no_rules(tmp_path: Path) -> None:
     book = RuleBook(None, HASHED)
+    assert not book.is_stale()
     book.reload()
     assert book.rules.matched(facts()).verdict() is None
