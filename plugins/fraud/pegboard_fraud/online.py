@@ -35,10 +35,13 @@ from pegboard_fraud.features import DAY, FeatureState, Transaction, memory_of
 from pegboard_fraud.settings import FraudSettings
 
 SNAPSHOT_EVERY = 20_000
-"""Events between two snapshots: what a restart replays at most, a second or two."""
+"""Events between two snapshots, a tenth of a memory that is larger: what a restart replays."""
 
 LARGEST_CENTS = 10**13
 """A larger amount is refused: sums of it would leave 64 bits."""
+
+LATEST_SECOND = 32_503_680_000
+"""Year 3000: a larger number counts milliseconds, not seconds."""
 
 _NO_TIME = -1
 """Time while no transaction has been seen."""
@@ -168,11 +171,8 @@ class Policy:
 
     def require_timely(self, transaction: Transaction, latest: int) -> None:
         """Refuse a transaction from the future or from too long ago."""
+        require_storable(transaction)
         now = self.now(latest)
-        if not 0 <= transaction.cents <= LARGEST_CENTS:
-            raise RequestError(
-                "the amount is negative or too large", where="amount", remedy="check its unit"
-            )
         if self.clock == "system" and transaction.time > now + self.future:
             raise RequestError(
                 f"the transaction is dated more than {self.future} seconds ahead of the clock",
@@ -186,6 +186,18 @@ class Policy:
                 where="time",
                 remedy="leave it out, or raise serve.late_days",
             )
+
+
+def require_storable(transaction: Transaction) -> None:
+    """Refuse numbers that no sum could hold: once in the log they would stop every restart."""
+    if not 0 <= transaction.cents <= LARGEST_CENTS:
+        raise RequestError(
+            "the amount is negative or too large", where="amount", remedy="check its unit"
+        )
+    if not 0 <= transaction.time <= LATEST_SECOND:
+        raise RequestError(
+            "the time is not between 1970 and 3000", where="time", remedy="check its unit"
+        )
 
 
 def require_same(known: Transaction, transaction: Transaction) -> None:
@@ -332,6 +344,8 @@ class EventLog:
         self._connection = _connect(path, sync=sync)
         # Whoever asks for an earlier decision must not wait for a commit.
         self._reader = _connect(path, sync=sync)
+        # While the log is open SQLite keeps what was written last in the second one.
+        self._paths = path, path.with_name(f"{path.name}-wal")
         self._files = self._identities()
 
     def read(self, after: int) -> Iterator[tuple[int, Event]]:
@@ -390,11 +404,6 @@ class EventLog:
     def _identities(self) -> list[tuple[int, int]]:
         found = [path.stat() for path in self._paths]
         return [(each.st_dev, each.st_ino) for each in found]
-
-    @property
-    def _paths(self) -> tuple[Path, Path]:
-        # While the log is open SQLite keeps what was written last in the second one.
-        return self.path, self.path.with_name(f"{self.path.name}-wal")
 
     def size(self) -> int:
         """Return the bytes on the disk."""
@@ -602,6 +611,7 @@ class LocalState:
         earlier = self._earlier(transaction)
         if earlier is not None:
             return earlier
+        require_storable(transaction)
         identifier = str(transaction.id)
         entry = self._pending.get(identifier)
         if entry is None:
@@ -702,7 +712,9 @@ class LocalState:
             while self._memory.forget(most=_FORGET_AT_ONCE) == _FORGET_AT_ONCE:
                 await asyncio.sleep(0)
             _spare_collector()
-            if self._memory.sequence - self._snapshot_sequence >= SNAPSHOT_EVERY:
+            # The larger the memory, the longer a snapshot takes, and the rarer it is.
+            enough = max(SNAPSHOT_EVERY, len(self._memory.state) // 10)
+            if self._memory.sequence - self._snapshot_sequence >= enough:
                 await self._snapshot()
             horizon = self._memory.now - self._policy.memory
             self._prunable = Prunable(self._snapshot_sequence, horizon)
@@ -712,7 +724,7 @@ class LocalState:
     async def _snapshot(self) -> None:
         arguments = (str(self._folder), json.dumps(asdict(self._policy)))
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", __name__ if __name__ != "__main__" else _MODULE, *arguments),
+            *(sys.executable, "-m", _MODULE, *arguments),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

@@ -37,7 +37,14 @@ from pegboard_fraud.features import (
     key_of,
     outsizes,
 )
-from pegboard_fraud.online import Look, Memory, Policy, never_decided, require_same
+from pegboard_fraud.online import (
+    Look,
+    Memory,
+    Policy,
+    never_decided,
+    require_same,
+    require_storable,
+)
 
 PASSWORD = "PEGBOARD_REDIS_PASSWORD"
 """The environment variable with the password."""
@@ -126,6 +133,7 @@ class RedisState:
         self, transaction: Transaction, decision: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         """Remember a transaction and its decision in one step."""
+        require_storable(transaction)
         # Judged by what the decision saw; who did not look before recording looks now.
         outsized = self._outsized.pop(str(transaction.id), None)
         if outsized is None:

@@ -479,3 +479,40 @@ def test_an_old_label_is_corrected_without_harm_to_newer_ones() -> None:
     for day in range(200):
         state.label(day, False)
     assert value(state.features(asked), "terminal_frauds_30d") == frauds == 29
+
+
+def test_what_a_corrected_label_leaves_empty_is_forgotten() -> None:
+    state = FeatureState()
+    state.add(Transaction(id="t", time=NOON, customer="c", terminal="m", cents=1))
+    for is_fraud in (True, False, True):
+        state.label("t", is_fraud)
+    assert state.forget(NOON + 2 * MEMORY) == 1
+    assert list(state.tracks()) == []
+
+
+def test_forgetting_may_go_on_another_time(awkward: Transactions) -> None:
+    state, at_once = warm_state(awkward), warm_state(awkward)
+    now = int(awkward.time[-1]) + MEMORY // 2
+    total = at_once.forget(now)
+    steps = []
+    while step := state.forget(now, most=300):
+        steps.append(step)
+    assert sum(steps) == total > 600
+    assert set(steps[:-1]) == {300}
+    kept, expected = state.snapshot(), at_once.snapshot()
+    assert all((kept[name] == expected[name]).all() for name in expected)
+
+
+def test_a_state_remembers_longer_for_those_who_come_later() -> None:
+    late = 20 * DAY
+    asked = Transaction(id="x", time=NOON, customer="x", terminal="m", cents=1)
+    runs = []
+    for state in (FeatureState(delay=DAY, late=late), FeatureState(delay=DAY)):
+        old = Transaction(
+            id="old", time=NOON - DAY - MEMORY + 1, customer="c", terminal="m", cents=1
+        )
+        state.add(old)
+        state.label("old", True)
+        state.forget(NOON + late - 1)
+        runs.append(value(state.features(asked), "terminal_fraud_run"))
+    assert runs == [1, 0]

@@ -266,14 +266,21 @@ def test_the_system_clock_refuses_the_future_and_the_stream_clock_cannot(tmp_pat
     with_state(tmp_path / "replay", replay)
 
 
-@pytest.mark.parametrize("cents", [-1, 10**13 + 1, 2**70])
-def test_an_amount_that_would_leave_the_range_of_sums_is_refused(
-    tmp_path: Path, cents: int
+@pytest.mark.parametrize(
+    ("field", "number"),
+    [("cents", -1), ("cents", 10**13 + 1), ("cents", 2**70), ("time", -1), ("time", 2**70)],
+)
+def test_a_number_that_sums_or_files_cannot_hold_is_refused(
+    tmp_path: Path, field: str, number: int
 ) -> None:
+    change: dict[str, Any] = {field: number}
+
     async def use(state: LocalState) -> None:
-        with pytest.raises(RequestError, match="negative or too large") as caught:
-            await state.look(replace(ROWS[0], cents=cents))
-        assert str(cents) not in str(caught.value)
+        for ask in (state.look, lambda row: state.record(row, APPROVE)):
+            with pytest.raises(RequestError, match=r"too large|between 1970") as caught:
+                await ask(replace(ROWS[0], **change))
+            assert str(number) not in str(caught.value)
+        assert state.figures()["events"] == 0
 
     with_state(tmp_path, use)
 
