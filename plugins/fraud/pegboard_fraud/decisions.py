@@ -218,10 +218,12 @@ class Desk:
         try:
             async with asyncio.timeout(STATE_SECONDS):
                 applied = await self._state.label(identifier, fraud)
-        except TimeoutError as error:
+        except RequestError:
+            raise
+        except Exception as error:
             self._fail("feedback", error)
             raise PegboardError(
-                "the label was not taken in time", where="state", remedy="send it again"
+                "the label was not taken", where="state", remedy="send it again later"
             ) from None
         self._metrics.count_feedback(applied)
         return {"applied": applied}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from pegboard.errors import PegboardError, RequestError
 from pegboard.records import Route
+from pegboard.serving.process import running_server
 from pegboard_fraud import decisions
 from pegboard_fraud.cards import refuse_card_numbers
 from pegboard_fraud.decisions import routes
@@ -553,13 +555,16 @@ def test_a_wrong_label_is_refused(tmp_path: Path, label: Any) -> None:
         Bench(tmp_path).run(("/feedback", label))
 
 
-def test_a_label_that_is_not_taken_in_time_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [PegboardError("no connection"), ValueError("t1"), None])
+def test_a_label_that_is_not_taken_is_an_error_that_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
-    monkeypatch.setattr(decisions, "STATE_SECONDS", 0.02)
-    bench = with_broken(tmp_path, "label", None)
-    with pytest.raises(PegboardError, match="not taken in time"):
+    if error is None:
+        monkeypatch.setattr(decisions, "STATE_SECONDS", 0.02)
+    bench = with_broken(tmp_path, "label", error)
+    with pytest.raises(PegboardError, match="the label was not taken"):
         bench.run(("/feedback", {"id": "t1", "fraud": True}))
+    assert bench.metric("failures_total", part="feedback") == 1
 
 
 @pytest.mark.parametrize(
@@ -647,3 +652,46 @@ def test_metrics_can_be_read(tmp_path: Path) -> None:
     (text,) = bench.run(("/metrics", None))
     assert "pegboard_fraud_state_events 0.0" in text
     assert json.dumps(text)
+
+
+@pytest.mark.slow
+def test_a_run_and_a_killed_server_leave_no_card_number_and_no_identifier(
+    make_project: Callable[..., Path], pegboard: Callable[..., Any], tmp_path: Path
+) -> None:
+    project = make_project(
+        'solution = "fraud"\n[data]\ntiny = true\n[train]\nepochs = 1\nmax_steps = 20\n'
+        '[deploy]\ntargets = ["onnx"]\ngolden = 4\n[serve]\nrules = "rules.toml"\n'
+    )
+    (project / "rules.toml").write_text('version = "1"\n' + rule("big", "amount > 500", "decline"))
+    ended = pegboard("verify", folder=project)
+    assert ended.returncode == 0, ended.stderr
+    body = transaction(time=int(time.time()), customer="jane.doe", amount=501, id="order-77")
+    spaced = " ".join(CARD[place : place + 4] for place in range(0, 16, 4))
+    log = tmp_path / "server.log"
+    with running_server(folder=project, log=log) as server:
+        first = server.ask("POST", "/decisions", body).json()
+        assert by(first) == ("decline", "rule", "big")
+        for planted in (
+            body | {"customer": CARD},
+            body | {"note": {"deep": [[f"paid with {spaced}"]]}},
+            body | {CARD: 1},
+            body | {"terminal": int(CARD)},
+            {"id": CARD, "fraud": True},
+            {"transactions": [body | {"id": spaced}]},
+        ):
+            for path in ("/decisions", "/feedback", "/predict"):
+                reply = server.ask("POST", path, planted)
+                assert reply.status == 422, (path, reply.body)
+                assert b"1111" not in reply.body
+        server.ask("POST", f"/decisions?card={CARD}", f'{{"id": "{CARD}", '.encode())
+        server.ask("GET", f"/{CARD}")
+        assert CARD.encode() not in server.ask("GET", "/metrics").body
+        server.process.kill()
+    with running_server(folder=project, log=tmp_path / "again.log") as server:
+        assert server.ask("POST", "/decisions", body).json() == first | {"earlier": True}
+    kept = [path for path in (*project.rglob("*"), *tmp_path.glob("*.log")) if path.is_file()]
+    assert any(path.name == "bundle.json" for path in kept)
+    for path in kept:
+        content = path.read_bytes()
+        for word in (CARD, spaced, "jane.doe", "order-77"):
+            assert word.encode() not in content, path
