@@ -850,28 +850,20 @@ class _EventView:
         self._windows: dict[tuple[Track, int], _EventWindow] = {}
 
     def window(self, track: Track, length: int) -> Window:
-        bounds = track, length
-        if bounds in self._windows:
-            return self._windows[bounds]
-        opening = (self._known if track.delayed else self.time) - length
-        window = self._windows[bounds] = self.after(track, opening)
+        window = self._windows.get((track, length))
+        if window is None:
+            opening = (self._known if track.delayed else self.time) - length
+            window = self._windows[track, length] = self.after(track, opening)
         return window
 
     def after(self, track: Track, moment: int) -> _EventWindow:
-        if track not in self._found:
-            self._found[track] = self._find(track)
-        events, end = self._found[track]
-        # Most cards and terminals have no fraud to look for.
-        start = bisect_right(events.times, moment, 0, end) if end else 0
-        return _EventWindow(events, moment, start, end)
-
-    def _find(self, track: Track) -> tuple[Events, int]:
-        events = self._past(track, self._transaction)
-        now = self._known if track.delayed else self.time
-        times = events.times
-        # Nearly always the past is all past.
-        end = len(times) if not times or times[-1] <= now else bisect_right(times, now)
-        return events, end
+        found = self._found.get(track)
+        if found is None:
+            events = self._past(track, self._transaction)
+            now = self._known if track.delayed else self.time
+            found = self._found[track] = events, bisect_right(events.times, now)
+        events, end = found
+        return _EventWindow(events, moment, bisect_right(events.times, moment), end)
 
     def ratio(self, numerator: float, denominator: float, otherwise: float) -> float:
         # Both to double precision first, as numpy does: Python would divide large integers exactly.
