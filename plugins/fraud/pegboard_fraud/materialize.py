@@ -44,8 +44,9 @@ def materialize(project: Project, progress: Progress) -> int:
     if not isinstance(settings, FraudSettings):
         raise TypeError(f"these are no fraud settings: {type(settings)}")
     policy = Policy.of(settings)
-    with progress.task("read transactions"):
-        rows = list(_hashed_rows(_recent(settings, policy.memory), load_identifiers(settings)))
+    recent = _recent(settings, policy.memory, progress)
+    with progress.task("hash identifiers"):
+        rows = list(_hashed_rows(recent, load_identifiers(settings)))
     with progress.task("fill the state"):
         if settings.serve.state == "local":
             _fill_local(settings.serve.folder / STATE, policy, rows)
@@ -54,13 +55,15 @@ def materialize(project: Project, progress: Progress) -> int:
     return len(rows)
 
 
-def _recent(settings: FraudSettings, memory: int) -> Transactions:
+def _recent(settings: FraudSettings, memory: int, progress: Progress) -> Transactions:
     """The transactions that a window can still hold."""
     # They bring torch and polars, and `pegboard --help` imports this module to know the command.
-    from pegboard_fraud.data import column_names, source
+    from pegboard_fraud.data import column_names, prepare, source
     from pegboard_fraud.transactions import read_transactions
 
-    transactions = read_transactions(source(settings), column_names(settings.data))
+    prepare(settings, progress)
+    with progress.task("read transactions"):
+        transactions = read_transactions(source(settings), column_names(settings.data))
     last = int(transactions.time[-1])
     return transactions.between(last - memory + 1, last + 1)
 
