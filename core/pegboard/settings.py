@@ -189,6 +189,10 @@ class ServeSettings(Table):
     drain_seconds: PositiveFloat = Field(
         default=20.0, description="Time that requests have to end after SIGTERM."
     )
+    trial: bool = Field(
+        default=False,
+        description="Whether it is only tried out: nothing outside serve.folder is touched.",
+    )
     drift_window: PositiveInt = Field(
         default=10_000, description="Latest records that are compared with training."
     )

@@ -110,7 +110,7 @@ def test_describe_lists_every_setting_hook_and_target(tmp_path: Path, give: Give
     code, printed, _ = give("describe", "toy", folder=tmp_path)
     assert code == 0
     words = {line.split()[0] for line in printed.splitlines() if line.strip()}
-    tables = {"data", "model", "train", "deploy", "deploy.limits"}
+    tables = {"data", "model", "train", "deploy", "deploy.limits", "serve"}
     assert set(known_keys(pegboard_toy.ToySettings)) - tables <= words
     assert {"compute_loss", "onnx", "torch"} <= words
     assert "Two classes of points" in printed

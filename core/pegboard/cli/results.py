@@ -93,6 +93,18 @@ def _show_benchmark(run: Run, facts: Facts) -> None:
         rows.append(["limit", *(_number(limits.get(column)) for column in names), ""])
     table(["candidate", *names, ""], rows)
     typer.echo(f"  measured: {found['measured']}; {_machine(found['machine'])}")
+    if found["server"]:
+        columns = list(next(iter(found["server"].values())))
+        typer.echo("  over HTTP, each path beside a bare one of the same server in the same run:")
+        table(
+            ["path", *columns],
+            [
+                [path, *(_number(figures[column]) for column in columns)]
+                for path, figures in found["server"].items()
+            ],
+        )
+    else:
+        typer.echo(f"  over HTTP: not measured, {found['server_missing']}")
 
 
 def _machine(machine: Facts) -> str:

@@ -54,17 +54,35 @@ def run(run: Run, progress: Progress) -> dict[str, Any]:
         for name in progress.track(answerers, "memory", len(answerers))
     }
     limits = run.project.settings.deploy.limits
+    chosen = figures[bundle.chosen_name]
+    served, unserved = _served(run, bundle, chosen["p50_ms"] / 1e3, progress)
     result = {
         "created": now(),
         "machine": _machine(),
         "measured": "decode, infer, encode" if bundle.signature.request else "infer, encode",
         "chosen": bundle.chosen_name,
         "candidates": figures,
+        "server": served,
+        "server_missing": unserved,
         "limits": {name: getattr(limits, name) for name in _LIMITS},
     }
     write_json(run.benchmark_file, result)
-    _check_limits(bundle.chosen_name, figures[bundle.chosen_name], limits)
-    return {"chosen": bundle.chosen_name, **figures[bundle.chosen_name]}
+    _check_limits(bundle.chosen_name, chosen, limits)
+    return {"chosen": bundle.chosen_name, **chosen}
+
+
+def _served(
+    run: Run, bundle: Bundle, seconds: float, progress: Progress
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Measure the server's paths; return them, or why there are none."""
+    from pegboard.serving import benchmark
+
+    if bundle.chosen().status != "verified":
+        return {}, "the chosen model is not verified"
+    missing = benchmark.missing()
+    if missing:
+        return {}, missing
+    return benchmark.measure(run.project, run.bundle, seconds, progress), ""
 
 
 def _answerer(project: Project, bundle: Bundle, name: str) -> Answerer:

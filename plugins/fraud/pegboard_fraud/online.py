@@ -104,7 +104,7 @@ def open_state(settings: FraudSettings, folder: Path) -> OnlineState:
         SettingsError: There is no such state.
     """
     where, policy = settings.serve.state, Policy.of(settings)
-    if where == "local":
+    if where == "local" or settings.serve.trial:
         return LocalState(policy, folder, sync=settings.serve.sync)
     if where.startswith(("redis://", "rediss://", "unix://")):
         from pegboard_fraud.redis_state import RedisState  # The extra `redis` brings its library.
