@@ -25,6 +25,14 @@ def generated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return folder
 
 
+def test_nothing_of_the_templates_language_is_left_in_it(generated: Path) -> None:
+    """cookiecutter copies what it takes for binary as it is, and may take Chinese for that."""
+    texts = [path for path in generated.rglob("*") if path.is_file()]
+    texts = [path for path in texts if path.name != ".pegboard-template.json"]
+    left = [p.name for p in texts if "cookiecutter." in p.read_text(encoding="utf-8")]
+    assert left == []
+
+
 def checked(*command: str, folder: Path, **environment: str) -> None:
     ended = subprocess.run(
         command, cwd=folder, env=os.environ | environment, capture_output=True, text=True
@@ -50,8 +58,8 @@ def test_it_is_clean_for_ruff(generated: Path) -> None:
 @pytest.mark.slow
 def test_it_is_clean_for_mypy(generated: Path) -> None:
     pytest.importorskip("mypy")
-    sources = [path.name for path in generated.iterdir() if path.suffix in ("", ".py")]
-    sources = [name for name in sources if not name.startswith(".")]
+    code = (path.relative_to(generated) for path in generated.rglob("*.py"))
+    sources = sorted({path.parts[0] for path in code if not path.parts[0].startswith(".")})
     # Ours, so that what `make types` has found out about torch and numpy is used again.
     cache, settings = REPOSITORY / ".mypy_cache", REPOSITORY / "pyproject.toml"
     options = ("--config-file", str(settings), "--cache-dir", str(cache))

@@ -21,10 +21,8 @@ from pegboard.progress import Progress
 from pegboard.records import Finding, Sample, Split
 from torch.utils.data import Dataset
 
+from {{ cookiecutter.__package }}.deploy import LENGTH
 from {{ cookiecutter.__package }}.settings import WearSettings
-
-LENGTH = 512
-"""Samples in a recording."""
 
 RATE = 2048
 """Samples a second."""

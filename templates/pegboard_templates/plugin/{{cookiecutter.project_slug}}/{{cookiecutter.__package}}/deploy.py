@@ -1,4 +1,7 @@
-"""Between the wire and the graph: recordings in, probability and decision out."""
+"""Between the wire and the graph: recordings in, probability and decision out.
+
+A server imports this: nothing here may need what only training has installed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import numpy as np
 from pegboard import RequestError
 from pegboard.records import Array, Signature, TensorSpec, Thresholds
 
-from {{ cookiecutter.__package }}.data import LENGTH
+LENGTH = 512
+"""Samples in a recording."""
 
 REMEDY = f'send {{ '{{' }}"recordings": [[...]]{{ '}}' }}, each a list of {LENGTH} numbers in g'
 
