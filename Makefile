@@ -8,7 +8,7 @@ DEMO     := demo/my-$(SOLUTION)
 # Two cores: one thread a process, or tests and training starve one another.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint types imports docs check bench-fraud bench-serve clean
+.PHONY: demo test test-slow lint types imports docs check bench-fraud bench-serve bench-decisions clean
 
 demo: $(READY)  ## Scaffold a project and run every stage on the embedded data
 	@test -d $(DEMO) || $(BIN)/pegboard new $(SOLUTION) my-$(SOLUTION) --output-dir demo --no-input
@@ -37,6 +37,9 @@ docs: $(READY)
 
 bench-fraud: $(READY)  ## Prequential folds on the handbook's data, beside XGBoost and LightGBM
 	$(BIN)/python benchmarks/fraud.py
+
+bench-decisions: $(READY)  ## Whole fraud decisions over HTTP, 300 a second
+	$(BIN)/python benchmarks/decisions.py
 
 bench-serve: $(READY)  ## Our server beside KServe's, MLServer, LitServe and a bare endpoint
 	$(BIN)/python benchmarks/serve.py

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -338,6 +339,22 @@ def test_a_target_without_its_runtime_is_not_found() -> None:
     gone = replace(TARGETS["torch"], name="gone", unavailable=missing("no_such_runtime"))
     with pytest.raises(MissingExtraError, match=r"'gone' cannot be used here.*pip install"):
         find_target([gone], "gone")
+
+
+def test_onnx_runtime_tells_nobody_and_leaves_nothing_at_home(
+    exported: Exported, tmp_path: Path
+) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from pegboard.targets import onnx\n"
+        "import onnxruntime\n"
+        "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])\n"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)  # This very process has set it.
+    path = str(exported("onnx")[0])
+    subprocess.run([sys.executable, "-c", code, path], check=True, env=environment)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_offering_the_targets_imports_no_runtime() -> None:

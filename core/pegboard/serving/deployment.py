@@ -40,7 +40,7 @@ class Deployment:
 
 
 def resolve_settings(board: Board, bundle: Bundle, sources: Sources, root: Path) -> Settings:
-    """Return the settings that a bundle was made with, `[serve]` as given in `sources`.
+    """Return the settings that a bundle was made with, and `[serve]` as given in `sources`.
 
     Args:
         board: The solution's board.
@@ -49,7 +49,9 @@ def resolve_settings(board: Board, bundle: Bundle, sources: Sources, root: Path)
         root: Paths are relative to it.
     """
     merged = Sources()
-    merged.put((), dict(bundle.settings), str(bundle.folder / "bundle.json"))
+    # How it is served is not the model's business: its paths may not even be here.
+    made = {name: table for name, table in bundle.settings.items() if name != "serve"}
+    merged.put((), made, str(bundle.folder / "bundle.json"))
     for key, origin in sources.origins.items():
         if key[0] == "serve":
             merged.put(key, _value_of(sources, key), origin)

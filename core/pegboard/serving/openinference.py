@@ -234,3 +234,26 @@ def write(
         answer["id"] = question.id
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return (head + b"".join(tails), len(head)) if tails else (head, None)
+
+
+# --------------------------------------------------------------------------- asking
+
+
+def ask_tensors(inputs: Mapping[str, Array]) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of a request that carries arrays as raw bytes."""
+    raws = {
+        name: array.astype(_NUMPY[_NAMES_OF[array.dtype]], copy=False).tobytes()
+        for name, array in inputs.items()
+    }
+    tensors = [
+        {
+            "name": name,
+            "datatype": _NAMES_OF[array.dtype],
+            "shape": array.shape,
+            "parameters": {"binary_data_size": len(raws[name])},
+        }
+        for name, array in inputs.items()
+    ]
+    head = orjson.dumps({"inputs": tensors})
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    return head + b"".join(raws.values()), headers

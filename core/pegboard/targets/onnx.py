@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,10 @@ FILE = "model.onnx"
 QUANTIZED = ("Clip", "Conv", "ConvTranspose", "Gemm", "MatMul", "MaxPool", "Relu")
 """Where static int8 pays. Left out on purpose: the additions, logarithms and scalings that
 normalise raw inputs inside the graph, whose range does not fit eight bits."""
+
+# On Linux, too, ONNX Runtime notes a device's id and reports to its maker unless told not to; it
+# looks when it is imported, which happens in the functions below.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _OPERATOR = re.compile(r"op='([\w:.]+)'")
 

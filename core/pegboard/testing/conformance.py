@@ -10,6 +10,7 @@ In a plugin's own tests:
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -18,23 +19,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pegboard.answering import answer
 from pegboard.board import build_board
-from pegboard.bundle import read_bundle
+from pegboard.bundle import Bundle, read_bundle
 from pegboard.errors import DataError, PegboardError, PluginError, RequestError, SettingsError
 from pegboard.evaluation import ModulePredictor, metrics_of
 from pegboard.files import atomic_write
 from pegboard.lifecycle import open_run, prepare, run_stages
+from pegboard.parity import output_errors, worst
 from pegboard.progress import Progress, SilentProgress
 from pegboard.project import Project, open_project
 from pegboard.records import Split
 from pegboard.runs import Run, data_fingerprint
 from pegboard.settings import FILE_NAME
 from pegboard.signatures import validate
+
+if TYPE_CHECKING:
+    from pegboard.serving.process import ServerProcess
 
 STEPS = 4
 KILLED_AT = 3
@@ -331,6 +336,64 @@ def it_answers_its_example_request(bench: Bench) -> None:
     _require(answers[0] == answers[1], "the same request gets two different answers")
 
 
+def it_is_served_as_it_predicts(bench: Bench) -> None:
+    """A real server gives the same answers over HTTP, takes every route's example, and ends."""
+    from pegboard.serving.process import running_server
+
+    run = bench.done("verify")
+    bundle = read_bundle(run.bundle)
+    board, settings = run.project.board, run.project.settings
+    predictor = bundle.load_predictor(board.collect("deploy_targets"))
+    request = bundle.signature.request
+    expected = list(answer(board, settings, predictor, request, bundle.thresholds))
+    with running_server(
+        *("--bundle", run.bundle, "serve.folder=serve-test", "serve.trial=true"),
+        folder=run.project.folder,
+        log=bench.folder / "server.log",
+    ) as server:
+        reply = server.ask("POST", "/predict", request)
+        _require(reply.status == 200, f"its example is answered with {reply.status}")
+        _require(
+            reply.json()["answers"] == json.loads(json.dumps(expected)),
+            "the server's answers differ from those of 'pegboard predict'",
+        )
+        _served_golden(server, bundle)
+        for payload in (b"{", b"7", b"[]", b"{}", b'"nonsense"'):
+            status = server.ask("POST", "/predict", payload).status
+            _require(status == 422, f"{payload.decode()} is answered with {status} and not 422")
+        document = server.ask("GET", "/openapi.json").json()
+        for path, method, body in _examples(document):
+            status = server.ask(method, path, body).status
+            _require(status == 200, f"{method} {path} answers its own example with {status}")
+        _require(server.stop() == 0, "the server does not end in order after SIGTERM")
+
+
+def _served_golden(server: ServerProcess, bundle: Bundle) -> None:
+    """Compare what the Open Inference Protocol gives for a golden record with what torch gave."""
+    from pegboard.serving.openinference import ask_tensors
+
+    record = bundle.golden()[0]
+    reply, head = ask_tensors(record.inputs)
+    answered = server.ask("POST", f"/v2/models/{bundle.solution}/infer", reply, head)
+    _require(answered.status == 200, f"a golden record is answered with {answered.status}")
+    found = {
+        tensor["name"]: np.array(tensor["data"]).reshape(tensor["shape"])
+        for tensor in answered.json()["outputs"]
+    }
+    error = worst(output_errors(bundle.signature, [record.outputs], [found]))
+    _require(error.share <= 0.01, f"over HTTP a golden record is answered otherwise: {error.what}")
+
+
+def _examples(document: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield the examples of the paths that the solution adds."""
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            content = operation.get("requestBody", {}).get("content", {})
+            example = content.get("application/json", {}).get("example")
+            if example is not None and not path.startswith("/v2/"):
+                yield path, method.upper(), example
+
+
 def a_bad_request_is_refused_in_one_sentence(bench: Bench) -> None:
     """Nonsense, and the example request with one part spoilt, raise `RequestError`."""
     project = bench.project()
@@ -404,6 +467,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
         its_exports_are_verified,
         its_deployable_takes_any_batch_size,
         it_answers_its_example_request,
+        it_is_served_as_it_predicts,
     )
 }
 """Every check by name, in the order of cost."""
