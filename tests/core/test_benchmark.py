@@ -128,3 +128,33 @@ def test_what_the_model_alone_is_timed_with_is_what_infer_gives_it(
     answerer = benchmark._answerer(project, bundle, "onnx/fp32")
     call = benchmark._model_calls(bundle, {"onnx/fp32": answerer})["onnx/fp32"]
     assert len(call()["probability"]) == 3  # type: ignore[index]
+
+
+def test_every_path_of_the_server_is_measured_beside_a_bare_one(
+    run_copy: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pegboard.serving import benchmark as http
+    from pegboard.stages import verify
+
+    monkeypatch.setattr(http, "SECONDS", 1.0)
+    monkeypatch.setattr(http, "WARM_SECONDS", 0.2)
+    run = run_copy("deploy.limits.flipped_decisions=1", "deploy.limits.metric_drop=0")
+    verify.run(run, SilentProgress())
+    benchmark.run(run, SilentProgress())
+    served = written(run)["server"]
+    assert set(served) == {"/predict"}
+    figures = served["/predict"]
+    assert figures["requests"] == pytest.approx(figures["rate"], rel=0.05)
+    assert figures["failed"] == 0
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["p99.9_ms"]
+    assert 0 < figures["bare_p50_ms"] <= figures["bare_p99.9_ms"]
+    assert not (run.project.folder / "serve").exists()
+
+
+def test_a_model_that_is_not_verified_is_not_served_and_the_reason_is_written(
+    onnx_only: Callable[..., Run],
+) -> None:
+    run = onnx_only()
+    benchmark.run(run, SilentProgress())
+    assert written(run)["server"] == {}
+    assert written(run)["server_missing"] == "the chosen model is not verified"

@@ -130,6 +130,9 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def known(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # FastAPI's word for a body that it cannot parse.
+            not_json = {"error": "the request is not JSON (request)", "field": "request"}
+            return JSONResponse(not_json, 422)
         return _error(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)

@@ -86,6 +86,7 @@ def gather(run: Run, evaluation: Evaluation, bundle: Bundle) -> dict[str, Any]:
         "candidates": [_candidate_row(bundle, candidate) for candidate in bundle.candidates],
         "chosen": chosen.name,
         "speeds": _speed_rows(speeds),
+        "served": _served_rows(speeds),
         "machine": f"{speeds['machine']['processor']}, {speeds['machine']['system']}",
         "findings": json.loads(run.check_file.read_text(encoding="utf-8")),
         "stages": [(name, f"{stage['seconds']:.1f}") for name, stage in run.stages().items()],
@@ -189,6 +190,21 @@ def _speed_rows(speeds: Mapping[str, Any]) -> list[dict[str, Any]]:
             ],
         }
         for name, figures in speeds["candidates"].items()
+    ]
+
+
+def _served_rows(speeds: Mapping[str, Any]) -> list[dict[str, Any]]:
+    times = [f"{whose}p{p}_ms" for whose in ("", "bare_") for p in ("50", "99", "99.9")]
+    return [
+        {
+            "path": path,
+            "cells": [
+                f"{figures['rate']:,.4g}",
+                *(duration(figures[key]) for key in times),
+                f"{figures['failed']:,} of {figures['requests']:,}",
+            ],
+        }
+        for path, figures in speeds["server"].items()
     ]
 
 

@@ -1,0 +1,59 @@
+"""A server that is asked for everything its OpenAPI document allows, and for what it does not."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from pegboard.serving.process import ServerProcess
+
+Serve = Callable[..., AbstractContextManager[ServerProcess]]
+POINTS = {"points": [[0.0, 1.0, 2.0, 3.0]]}
+TOKEN = "let-me-change-it"
+HEADERS = {"authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.mark.slow
+def test_every_answer_is_one_that_the_openapi_document_promises(
+    bundle: Path, serve: Serve, ask_whatever_is_allowed: Callable[..., dict[str, set[int]]]
+) -> None:
+    tokens = {"PEGBOARD_SERVE_TOKEN": TOKEN, "PEGBOARD_ADMIN_TOKEN": TOKEN}
+    with serve("--bundle", bundle, **tokens) as server:
+        before = server.ask("POST", "/predict", POINTS, HEADERS).json()
+        statuses = ask_whatever_is_allowed(server.url, HEADERS, examples=150)
+        assert server.ask("POST", "/predict", POINTS, HEADERS).json() == before
+        assert server.stop() == 0
+    assert statuses["PUT /admin/bundle"] >= {409, 422}
+    assert statuses["PUT /admin/challenger"] >= {409, 422}
+    assert statuses["GET /admin/challenger"] == {404}
+    assert 200 in statuses["DELETE /admin/challenger"]
+    assert 422 in statuses["POST /predict"]
+    assert {200, 422} <= statuses["POST /v2/models/toy/infer"]
+    assert "error" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b'{"bundle": ', b"[]", b"{}", b'{"bundle": 3}'])
+@pytest.mark.parametrize("path", ["/admin/bundle", "/admin/challenger"])
+def test_administrative_paths_refuse_what_fits_not_in_the_words_of_the_others(
+    bundle: Path, serve: Serve, path: str, body: bytes
+) -> None:
+    with serve("--bundle", bundle, PEGBOARD_ADMIN_TOKEN=TOKEN) as server:
+        reply = server.ask("PUT", path, body, HEADERS)
+    assert reply.status == 422
+    assert reply.json().keys() == {"error", "field"}
+
+
+def test_a_connection_is_of_use_after_a_request_that_was_refused(server: ServerProcess) -> None:
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=10)
+    statuses = []
+    for body in (b'{"points": [[', b'{"points": [[0, 1, 2, 3]]}', b"\x00", b"[" * 5000, b"{}"):
+        connection.request("POST", "/predict", body)
+        reply = connection.getresponse()
+        reply.read()
+        statuses.append(reply.status)
+    connection.close()
+    assert statuses == [422, 200, 422, 422, 422]
