@@ -130,9 +130,11 @@ class Service:
         self, inputs: Mapping[str, Array], *, records: int | None = None
     ) -> Mapping[str, Array]:
         """Run the champion in a micro-batch with others; see `records.Service`."""
+        began = time.perf_counter()
         champion = self.champion
         outputs = await self._run(champion, inputs)
         self._watch(champion, inputs, outputs, records)
+        self._tell(champion, records or _records(inputs), time.perf_counter() - began)
         return outputs
 
     # ----------------------------------------------------------------- answering

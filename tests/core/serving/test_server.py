@@ -209,6 +209,96 @@ def test_a_wrong_length_of_the_json_part_is_named(server: ServerProcess, length:
     assert "Inference-Header-Content-Length" in reply.json()["error"]
 
 
+# --------------------------------------------------------------------------- hooks
+
+ROUTES = """
+import json
+from pathlib import Path
+
+import numpy as np
+from pegboard import hookimpl
+from pegboard.errors import PegboardError, RequestError
+from pegboard.records import Route
+
+TOLD = Path(__file__).with_name("told")
+
+
+def tell(word):
+    with TOLD.open("a") as stream:
+        stream.write(word + "\\n")
+
+
+@hookimpl
+def after_answer(event):
+    tell(f"{event.solution} {event.count} {event.target}")
+
+
+@hookimpl
+def register_routes(settings, service):
+    async def note(word):
+        tell(word)
+
+    async def double(body):
+        if body["what"] == "bad":
+            raise RequestError("it is bad", where="what", remedy="send better")
+        if body["what"] == "away":
+            raise PegboardError("the other side is away", remedy="come again")
+        row = np.array([body["row"]], np.float32)
+        outputs = await service.infer({"x": np.concatenate([row, row * 2])}, records=1)
+        return {"outputs": outputs["probability"], "version": service.bundle.version}
+
+    service.at_start(lambda: note("started"))
+    service.at_close(lambda: note("closed"))
+    service.every(0.05, lambda: note("tick"))
+    return [
+        Route(path="/double", handler=double, summary="Twice.", request_schema={"type": "object"},
+              example=lambda number: {"what": "good", "row": [number, 0, 0, 0]}),
+    ]
+"""
+
+
+def test_a_plugin_adds_paths_that_use_the_service_and_is_told_of_answers(
+    bundle: Path, tmp_path: Path, serve: Serve
+) -> None:
+    (tmp_path / "pegboard.toml").write_text('solution = "toy"\n')
+    (tmp_path / "hooks.py").write_text(ROUTES)
+    with serve("--bundle", bundle) as server:
+        reply = server.ask("POST", "/double", {"what": "good", "row": [1, 0, 0, 0]})
+        assert reply.status == 200
+        assert reply.json()["version"] == read_bundle(bundle).version
+        rows = {"points": [[1, 0, 0, 0], [2, 0, 0, 0]]}
+        answers = server.ask("POST", "/predict", rows).json()["answers"]
+        scores = [answer["score"] for answer in answers]
+        assert reply.json()["outputs"] == pytest.approx(scores, abs=1e-6)
+        bad = server.ask("POST", "/double", {"what": "bad"})
+        assert (bad.status, bad.json()["field"]) == (422, "what")
+        assert server.ask("POST", "/double", {"what": "away"}).status == 503
+        assert server.ask("POST", "/double", {}).status == 500
+        document = server.ask("GET", "/openapi.json").json()
+        content = document["paths"]["/double"]["post"]["requestBody"]["content"]
+        assert content["application/json"]["example"] == {"what": "good", "row": [0, 0, 0, 0]}
+        assert server.stop() == 0
+    told = (tmp_path / "told").read_text().splitlines()
+    assert (told[0], told[-1]) == ("started", "closed")
+    assert "tick" in told
+    # The row that explains does not count.
+    assert [line for line in told if line.startswith("toy")] == [
+        "toy 1 onnx/fp32",
+        "toy 2 onnx/fp32",
+    ]
+    assert "KeyError (hooks.py" in server.log.read_text()
+
+
+def test_a_path_that_the_core_has_is_refused(bundle: Path, tmp_path: Path, serve: Serve) -> None:
+    (tmp_path / "pegboard.toml").write_text('solution = "toy"\n')
+    (tmp_path / "hooks.py").write_text(ROUTES.replace("/double", "/predict"))
+    with (
+        pytest.raises(PegboardError, match="the path 'POST /predict' is taken"),
+        serve("--bundle", bundle),
+    ):
+        pass
+
+
 # --------------------------------------------------------------------------- what it lets in
 
 
