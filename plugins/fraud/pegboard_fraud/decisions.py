@@ -9,16 +9,16 @@ is left decides: a list, a rule that asks for nothing of what failed, else `serv
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pegboard.bundle import MANIFEST, Bundle
+from pegboard.bundle import Bundle
 from pegboard.errors import PegboardError, RequestError
 from pegboard.logs import LOGGER
 from pegboard.records import Array, Route, Service, Thresholds
@@ -68,8 +68,8 @@ class Score:
     """What the thresholds make of it."""
     reasons: list[dict[str, Any]]
     """Reason codes."""
-    model: Mapping[str, str]
-    """What identifies the model."""
+    model: str
+    """The bundle's version."""
 
 
 def judge(settings: FraudSettings, outputs: Mapping[str, Array], thresholds: Thresholds) -> Verdict:
@@ -109,18 +109,12 @@ class Model:
             expected_loss=loss[0],
             decision=judge(self._settings, outputs, known.bundle.thresholds),
             reasons=known.reasons.explain(features, probability, most) if most else [],
-            model=known.name,
+            model=known.version,
         )
 
     @staticmethod
     def _read(bundle: Bundle) -> _Known:
-        manifest = json.loads((bundle.folder / MANIFEST).read_text(encoding="utf-8"))
-        name = {
-            "solution": bundle.solution,
-            "bundle": manifest["digest"][:12],
-            "created": bundle.created,
-        }
-        return _Known(bundle=bundle, reasons=Reasons.of(bundle), name=name)
+        return _Known(bundle=bundle, reasons=Reasons.of(bundle), version=bundle.version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +123,8 @@ class _Known:
 
     bundle: Bundle
     reasons: Reasons
-    name: Mapping[str, str]
+    version: str
+    """As the server's other paths name it."""
 
 
 # --- Decisions ------------------------------------------------------------------------------------
@@ -383,18 +378,21 @@ class Metrics:
             "1 while the rules' file is wrong and the former rules are in force.",
             registry=registry,
         )
+        # Finding a label's counter among those of prometheus_client takes longer than counting.
+        self._decisions_of = cache(self._decisions.labels)
+        self._hits_of = cache(self._hits.labels)
         for part in ("state", "model", "record", "feedback"):
             self._failures.labels(part)  # So that an alarm sees a zero first.
         registry.register(_Figures(state))
 
     def count_decision(self, decision: Mapping[str, Any]) -> None:
         """Count one decision."""
-        self._decisions.labels(decision["decision"], decision["decided_by"]["kind"]).inc()
+        self._decisions_of(decision["decision"], decision["decided_by"]["kind"]).inc()
 
     def count_rules(self, matched: Matched) -> None:
         """Count what rules said."""
         for rule in matched.hits:
-            self._hits.labels(rule.id, rule.mode).inc()
+            self._hits_of(rule.id, rule.mode).inc()
         for rule in matched.failed:
             self._errors.labels(rule.id).inc()
 
@@ -552,7 +550,7 @@ DECISION = _object(
             "type": "array",
             "items": _object({"code": _TEXT, "group": _TEXT, "effect": {"type": "number"}}),
         },
-        "model": _or_null(_object({"solution": _TEXT, "bundle": _TEXT, "created": _TEXT})),
+        "model": _or_null({"type": "string", "description": "The bundle's version."}),
         "rules": _or_null(_TEXT),
         "earlier": {"type": "boolean", "description": "Whether this repeats a recorded decision."},
         "recorded": {"type": "boolean", "description": "Whether it is written down."},

@@ -775,7 +775,9 @@ async def _result(written: asyncio.Future[bool]) -> bool:
 
 
 def _to_json(decision: Mapping[str, Any]) -> str:
-    return json.dumps(dict(decision), separators=(",", ":"), allow_nan=False)
+    import orjson  # The extra `serve` brings it.
+
+    return orjson.dumps(decision).decode()
 
 
 def _spare_collector() -> None:

@@ -8,6 +8,7 @@ batch. Effects of groups do not add up to the score: two groups may tell the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ _COLUMNS = [
     [column for column, feature in enumerate(FEATURES) if feature.group == group]
     for group in GROUPS
 ]
+_CODES = [f"{feature.group}.{feature.name}" for feature in FEATURES]
 _OCCLUDED = np.array([[feature.group == group for feature in FEATURES] for group in ("", *GROUPS)])
 _SURE = 1e-7
 """Probabilities are kept so far from 0 and 1, where log-odds have no end."""
@@ -49,7 +51,9 @@ class Reasons:
 
     def __init__(self, usual: NDArray[np.float32], spread: NDArray[np.float32]) -> None:
         self.usual = usual
-        self._spread = np.where(spread > 0, spread, np.float32(1.0))
+        # As lists: of so few numbers plain Python makes a sum faster than NumPy.
+        self._usual_list: list[float] = usual.tolist()
+        self._spread_list: list[float] = np.where(spread > 0, spread, 1.0).tolist()
 
     @classmethod
     def of(cls, bundle: Bundle) -> Reasons:
@@ -87,24 +91,32 @@ class Reasons:
             For each `code`, the group and its feature that is furthest from the usual; `group`;
             `effect`, in log-odds.
         """
-        sure = np.minimum(np.maximum(probabilities.astype(np.float64), _SURE), 1 - _SURE)
-        odds = np.log(sure / (1 - sure))
-        effects = (odds[0] - odds[1:]).tolist()
-        strongest = sorted(range(len(GROUPS)), key=effects.__getitem__, reverse=True)[:most]
-        distance = (np.abs(features - self.usual) / self._spread).tolist()
+        odds = [_log_odds(probability) for probability in probabilities.tolist()]
+        effects = [odds[0] - without for without in odds[1:]]
+        raising = [group for group, effect in enumerate(effects) if effect >= LEAST]
+        raising.sort(key=effects.__getitem__, reverse=True)
+        values = features.tolist()
         return [
             {
-                "code": f"{GROUPS[group]}.{_furthest(distance, group)}",
+                "code": self._code(values, group),
                 "group": GROUPS[group],
                 "effect": round(effects[group], DIGITS),
             }
-            for group in strongest
-            if effects[group] >= LEAST
+            for group in raising[:most]
         ]
 
+    def _code(self, values: Sequence[float], group: int) -> str:
+        usual, spread = self._usual_list, self._spread_list
 
-def _furthest(distance: Sequence[float], group: int) -> str:
-    return FEATURES[max(_COLUMNS[group], key=distance.__getitem__)].name
+        def distance(column: int) -> float:
+            return abs(values[column] - usual[column]) / spread[column]
+
+        return _CODES[max(_COLUMNS[group], key=distance)]
+
+
+def _log_odds(probability: float) -> float:
+    sure = min(max(probability, _SURE), 1 - _SURE)
+    return math.log(sure / (1 - sure))
 
 
 def median(column: Mapping[str, Any]) -> float:

@@ -51,8 +51,6 @@ class Bench:
         **serve: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "bundle").mkdir(exist_ok=True)
-        (folder / "bundle" / "bundle.json").write_text('{"digest": "0123456789abcdef"}')
         if rules:
             (folder / "rules.toml").write_text(rules)
             serve["rules"] = folder / "rules.toml"
@@ -67,8 +65,7 @@ class Bench:
         self.ticks: list[Callable[[], Awaitable[None]]] = []
         self.bundle = SimpleNamespace(
             folder=folder / "bundle",
-            solution="fraud",
-            created="2026-11-22T00:00:00Z",
+            version="2026-11-22T00:00:00Z-0123456789ab",
             thresholds={"review": 3.0},
             reference=reference,
         )
@@ -248,18 +245,12 @@ def test_the_model_is_asked_once_with_one_real_record(tmp_path: Path) -> None:
 
 def test_the_answer_names_the_model_and_follows_a_swap(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    first = bench.decide(id="1")["model"]
-    assert first == {
-        "solution": "fraud",
-        "bundle": "0123456789ab",
-        "created": "2026-11-22T00:00:00Z",
-    }
-    (tmp_path / "next").mkdir()
-    (tmp_path / "next" / "bundle.json").write_text('{"digest": "fedcba9876543210"}')
-    bench.bundle = SimpleNamespace(**vars(bench.bundle) | {"folder": tmp_path / "next"})
+    assert bench.decide(id="1")["model"] == "2026-11-22T00:00:00Z-0123456789ab"
+    other = {"version": "2026-11-23T00:00:00Z-fedcba987654"}
+    bench.bundle = SimpleNamespace(**vars(bench.bundle) | other)
     bench.bundle.thresholds = {"review": 0.0}
     second = bench.decide(id="2")
-    assert second["model"]["bundle"] == "fedcba987654"
+    assert second["model"] == "2026-11-23T00:00:00Z-fedcba987654"
     assert second["decision"] == "review"
 
 
