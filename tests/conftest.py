@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,64 @@ def install() -> Callable[..., None]:
         (folder / f"pegboard_{name}.py").write_text(code)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ask_whatever_is_allowed() -> Callable[..., dict[str, set[int]]]:
+    """Return a function that asks a server all that its OpenAPI document allows, and more.
+
+    Every answer must be one that the document promises. The function returns the statuses by
+    operation: `{"PUT /admin/bundle": {409, 422}}`.
+    """
+    import schemathesis
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis import GenerationMode as Mode
+    from schemathesis import checks
+
+    checks.load_all_checks()
+    promises = checks.CHECKS.get_by_names(
+        [
+            "not_a_server_error",
+            "status_code_conformance",
+            "content_type_conformance",
+            "response_headers_conformance",
+            "response_schema_conformance",
+        ]
+    )
+
+    def ask_operation(operation: Any, mode: Any, examples: int, **sent: Any) -> set[int]:
+        statuses = set()
+
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(mode))
+        def ask(case: Any) -> None:
+            reply = case.call(**sent)
+            case.validate_response(reply, checks=promises)
+            statuses.add(reply.status_code)
+
+        ask()
+        return statuses
+
+    def ask_all(url: str, headers: dict[str, str], examples: int) -> dict[str, set[int]]:
+        statuses: dict[str, set[int]] = {}
+        schema = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=headers)
+        for found in schema.get_all_operations():
+            operation = found.ok()
+            # Where nothing is taken, nothing can be wrong.
+            modes = list(Mode) if operation.body else [Mode.POSITIVE]
+            for mode in modes:
+                count = examples if operation.body else 5
+                some = ask_operation(operation, mode, count, base_url=url, headers=headers)
+                statuses.setdefault(operation.label, set()).update(some)
+        return statuses
+
+    return ask_all
 
 
 @pytest.fixture(scope="session")
