@@ -160,7 +160,9 @@ def read_transaction(record: Any, where: str) -> tuple[Transaction, bool | None]
         )
     for field in FIELDS:
         if record.get(field) in (None, ""):
-            raise RequestError(f"'{field}' is missing", where=where, remedy="send it")
+            raise RequestError(
+                f"'{field}' is missing", where=_place(where, field), remedy="send it"
+            )
     transaction = Transaction(
         id=read_identifier(record, "id", where),
         time=_time(record["time"], where),
@@ -185,7 +187,7 @@ def read_identifier(record: Mapping[str, Any], field: str, where: str) -> str:
         return str(value)
     raise RequestError(
         f"'{field}' is no identifier",
-        where=where,
+        where=_place(where, field),
         remedy=f"send a string of 1 to {LONGEST_IDENTIFIER} characters, or a whole number",
     )
 
@@ -203,7 +205,9 @@ def _time(value: Any, where: str) -> int:
     if number and abs(value) <= LATEST_TIME:  # NaN fails the comparison.
         return int(value // 1)
     raise RequestError(
-        "'time' is no moment", where=where, remedy="send ISO 8601 or seconds since 1970 UTC"
+        "'time' is no moment",
+        where=_place(where, "time"),
+        remedy="send ISO 8601 or seconds since 1970 UTC",
     )
 
 
@@ -212,7 +216,9 @@ def _cents(value: Any, where: str) -> int:
     if number and 0 <= value <= LARGEST_AMOUNT:  # NaN fails the comparison.
         return round(float(value) * 100)
     raise RequestError(
-        "'amount' is no amount of money", where=where, remedy="send a number that is not negative"
+        "'amount' is no amount of money",
+        where=_place(where, "amount"),
+        remedy="send a number that is not negative",
     )
 
 
@@ -221,7 +227,14 @@ def _label(value: Any, where: str) -> bool | None:
         return None
     if isinstance(value, int) and value in (0, 1):
         return bool(value)
-    raise RequestError("'label' is neither 0 nor 1", where=where, remedy="send 1 for fraud")
+    raise RequestError(
+        "'label' is neither 0 nor 1", where=_place(where, "label"), remedy="send 1 for fraud"
+    )
+
+
+def _place(where: str, field: str) -> str:
+    """Name a field as its sender would: `amount`, `history[3].amount`."""
+    return field if where == "request" else f"{where}.{field}"
 
 
 def _require_order(transactions: Sequence[Transaction]) -> None:

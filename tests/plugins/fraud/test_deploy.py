@@ -28,7 +28,7 @@ def spoil(change: Callable[[dict[str, Any]], object]) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("amount"), r"'amount' is missing \(transactions\[0\]\); send it"),
+        (lambda t: t.pop("amount"), r"'amount' is missing \(transactions\[0\]\.amount\); send it"),
         (lambda t: t.update(amount=-1), "'amount' is no amount of money"),
         (lambda t: t.update(amount=float("nan")), "'amount' is no amount of money"),
         (lambda t: t.update(amount="12"), "'amount' is no amount of money"),
