@@ -33,14 +33,12 @@ from typing import Any
 
 import numpy as np
 import psutil
+from common import PEGBOARD, REPOSITORY, RESULTS, cpu_seconds, find_bundle, pinned
 
 from pegboard.bundle import read_bundle
 from pegboard.loadtest import LoadResult, run, saturate
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "bench-results"
 SCRIPTS = REPOSITORY / "benchmarks" / "peers"
-PEGBOARD = Path(sys.executable).parent / "pegboard"
 
 CONNECTIONS = (1, 8, 32)
 SHARE = 0.6
@@ -120,27 +118,6 @@ SERVERS = (
 
 
 # --------------------------------------------------------------------------- the model
-
-
-def find_bundle(given: Path | None) -> Path:
-    """Return the given bundle, or one of a small training made here once."""
-    if given:
-        return given.resolve()
-    project = RESULTS / "serve" / "fraud"
-    if not project.is_dir():
-        project.parent.mkdir(parents=True, exist_ok=True)
-        _pegboard("new", "fraud", "fraud", "--no-input", folder=project.parent)
-    if not list(project.glob("runs/*/verify.json")) and not _bundles(project):
-        _pegboard("verify", "train.epochs=1", "data.tiny=true", folder=project)
-    return _bundles(project)[-1]
-
-
-def _bundles(project: Path) -> list[Path]:
-    return sorted(path.parent for path in project.glob("runs/*/bundle/bundle.json"))
-
-
-def _pegboard(*arguments: str, folder: Path) -> None:
-    subprocess.run([PEGBOARD, *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 def make_requests(bundle: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
@@ -226,17 +203,7 @@ class Running:
 
     def cpu_seconds(self) -> float:
         """Return what its processes took of the CPU until now."""
-        return sum(_cpu_seconds(process.pid) for process in self.tree())
-
-
-def _cpu_seconds(pid: int) -> float:
-    # In nanoseconds; what psutil reads is in hundredths of a second, too coarse for a short run.
-    try:
-        tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
-    except OSError:
-        times = psutil.Process(pid).cpu_times()
-        return float(times.user + times.system)
+        return sum(cpu_seconds(process.pid) for process in self.tree())
 
 
 @contextmanager
@@ -288,21 +255,6 @@ def _free_ports() -> dict[str, int]:
             each.bind(("127.0.0.1", 0))
         numbers = [each.getsockname()[1] for each in sockets]
     return dict(zip(("port", "port2", "port3"), numbers, strict=True))
-
-
-@contextmanager
-def pinned(core: int) -> Iterator[None]:
-    """Let this process, and what it starts, use one core of those it has."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    cores = sorted(before)
-    os.sched_setaffinity(0, {cores[core % len(cores)]})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def end(runs: Running) -> None:
