@@ -37,6 +37,12 @@ from pegboard_fraud.settings import FraudSettings
 SNAPSHOT_EVERY = 20_000
 """Events between two snapshots, a tenth of a memory that is larger: what a restart replays."""
 
+CHECKPOINT_EVERY = 500
+"""Events between two checkpoints of the log, which move what was appended into its file.
+
+Few, so that what is appended overwrites what was moved: a file that grows is slower to sync.
+"""
+
 LARGEST_CENTS = 10**13
 """A larger amount is refused: sums of it would leave 64 bits."""
 
@@ -341,7 +347,10 @@ class EventLog:
 
     def __init__(self, path: Path, *, sync: bool) -> None:
         self.path = path
+        self._appended = 0
         self._connection = _connect(path, sync=sync)
+        # A commit that takes milliseconds is the writer's choice, not SQLite's.
+        self._connection.execute("PRAGMA wal_autocheckpoint = 0")
         # Whoever asks for an earlier decision must not wait for a commit.
         self._reader = _connect(path, sync=sync)
         # While the log is open SQLite keeps what was written last in the second one.
@@ -381,8 +390,24 @@ class EventLog:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.executemany(_INSERT, rows)
             dropped = self._prune(prunable)
+        self._appended += len(events)
         self._require_files()
         return dropped
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether so much was appended that it is time for a checkpoint."""
+        return self._appended >= CHECKPOINT_EVERY
+
+    def checkpoint(self) -> None:
+        """Move what was appended into the file, and have the disk confirm it; takes milliseconds.
+
+        The next commit begins the second file anew, and waits for the disk even without `sync`.
+        """
+        if self._connection.in_transaction:  # A commit failed before.
+            self._connection.rollback()
+        self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._appended = 0
 
     def _prune(self, prunable: Prunable) -> list[PrunedRow]:
         # From the front only: it costs nothing when there is nothing to drop.
@@ -532,10 +557,24 @@ class _Entry:
     written: asyncio.Future[bool]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Committed:
+    """What became of events that were to be written."""
+
+    first: int
+    """The sequence number of the first."""
+    batch: list[_Entry]
+    dropped: list[PrunedRow]
+    error: Exception | None
+    """Why none of them is written."""
+
+
 class LocalState:
     """The past in memory, its events in a log, for one server.
 
-    All that arrives while a commit is on its way is written by the next one (group commit). An
+    A thread waits for the disk: all that arrives while a commit is on its way is written by the
+    next one (group commit). A commit that need not wait for the disk is made in the event loop, in
+    less time than it takes to wake a thread; unless the thread has work, checkpoints included. An
     event is applied to memory after its commit, in the order of the log.
 
     Args:
@@ -549,6 +588,9 @@ class LocalState:
         self._folder = folder
         self._sync = sync
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._unwritten = 0
+        """Events that the thread has, or had and the event loop does not know yet. While there is
+        one the thread alone touches the log's connection; while there is none it sleeps."""
         self._pending: dict[str, _Entry] = {}
         self._decided: dict[str, int] = {}
         self._snapshot_sequence = 0
@@ -616,7 +658,8 @@ class LocalState:
         entry = self._pending.get(identifier)
         if entry is None:
             entry = self._enqueue(Decided(transaction, _to_json(decision)))
-            self._pending[identifier] = entry
+            if not entry.written.done():
+                self._pending[identifier] = entry
             await _result(entry.written)
             return decision
         # The same transaction is being written for somebody else.
@@ -636,23 +679,33 @@ class LocalState:
                 "the state is closed", where=str(self._folder), remedy="start the server again"
             )
         entry = _Entry(event, self._loop.create_future())
-        self._queue.put(entry)
+        if self._sync or self._unwritten or self._log.wants_checkpoint:
+            self._unwritten += 1
+            self._queue.put(entry)
+        else:
+            self._apply_all(self._commit([entry]))
         return entry
 
     def _write(self) -> None:
         """Commit whatever waits, again and again, until told to stop; runs in its own thread."""
         while batch := self._next_batch():
-            dropped: list[PrunedRow] = []
-            error: Exception | None = None
-            try:
-                events = [entry.event for entry in batch]
-                dropped = self._log.append(self._next, events, self._prunable)
-            except Exception as raised:
-                error = raised
+            committed = self._commit(batch)
             if self._loop.is_closed():  # Nobody waits any longer.
                 return
-            self._loop.call_soon_threadsafe(self._written, self._next, batch, dropped, error)
-            self._next += 0 if error else len(batch)
+            self._loop.call_soon_threadsafe(self._written, committed)
+
+    def _commit(self, batch: list[_Entry]) -> _Committed:
+        """Write events in one commit; either the thread or the event loop does so, never both."""
+        first, dropped, error = self._next, [], None
+        try:
+            if self._log.wants_checkpoint:
+                self._log.checkpoint()
+            events = [entry.event for entry in batch]
+            dropped = self._log.append(first, events, self._prunable)
+            self._next += len(batch)
+        except Exception as raised:
+            error = raised
+        return _Committed(first, batch, dropped, error)
 
     def _next_batch(self) -> list[_Entry]:
         """Wait for an entry, then take all there are; nothing is the sign to stop."""
@@ -668,19 +721,23 @@ class LocalState:
             self._queue.put(None)
         return batch
 
-    def _written(
-        self, first: int, batch: list[_Entry], dropped: list[PrunedRow], error: Exception | None
-    ) -> None:
-        """Apply what was committed and tell those who wait; runs in the event loop."""
-        for sequence, entry in enumerate(batch, start=first):
+    def _written(self, committed: _Committed) -> None:
+        """Take over from the thread what it committed; runs in the event loop."""
+        self._unwritten -= len(committed.batch)
+        for entry in committed.batch:
             if isinstance(entry.event, Decided):
                 self._pending.pop(str(entry.event.transaction.id), None)
-            if error is None:
+        self._apply_all(committed)
+
+    def _apply_all(self, committed: _Committed) -> None:
+        """Apply what was committed and tell those who wait."""
+        for sequence, entry in enumerate(committed.batch, start=committed.first):
+            if committed.error is None:
                 entry.written.set_result(self._apply(sequence, entry.event))
             else:
-                entry.written.set_exception(self._broken(error))
+                entry.written.set_exception(self._broken(committed.error))
                 entry.written.exception()  # Whoever waited may be gone.
-        for identifier, sequence in dropped:
+        for identifier, sequence in committed.dropped:
             if self._decided.get(identifier) == sequence:
                 del self._decided[identifier]
 

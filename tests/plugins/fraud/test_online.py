@@ -5,12 +5,15 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,12 +63,16 @@ ROWS = stream()
 
 
 def with_state(
-    folder: Path, use: Callable[[LocalState], Awaitable[T]], policy: Policy = POLICY
+    folder: Path,
+    use: Callable[[LocalState], Awaitable[T]],
+    policy: Policy = POLICY,
+    *,
+    sync: bool = False,
 ) -> T:
     """What `use` gives for a state that is open meanwhile."""
 
     async def run() -> T:
-        state = LocalState(policy, folder, sync=False)
+        state = LocalState(policy, folder, sync=sync)
         await state.open()
         try:
             return await use(state)
@@ -147,17 +154,21 @@ async def use_again(state: LocalState) -> None:
     assert (await state.look(ROWS[7])).earlier == APPROVE
 
 
-def test_two_that_record_the_same_at_once_get_one_decision(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", [False, True])
+def test_two_that_record_the_same_at_once_get_one_decision(tmp_path: Path, sync: bool) -> None:
     async def use(state: LocalState) -> None:
         decisions = [{"outcome": "approve", "by": n} for n in range(8)]
         standing = await asyncio.gather(*(state.record(ROWS[0], each) for each in decisions))
         assert standing == [decisions[0]] * 8
-        assert state.figures()["events"] == 1
+        assert (state.figures()["events"], state.figures()["unwritten_decisions"]) == (1, 0)
 
-    with_state(tmp_path, use)
+    with_state(tmp_path, use, sync=sync)
 
 
-def test_one_who_gives_up_does_not_take_the_decision_from_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", [False, True])
+def test_one_who_gives_up_does_not_take_the_decision_from_another(
+    tmp_path: Path, sync: bool
+) -> None:
     async def use(state: LocalState) -> None:
         first = asyncio.create_task(state.record(ROWS[0], APPROVE))
         await asyncio.sleep(0)
@@ -167,7 +178,7 @@ def test_one_who_gives_up_does_not_take_the_decision_from_another(tmp_path: Path
         assert await second == APPROVE
         assert (await state.look(ROWS[0])).earlier == APPROVE
 
-    with_state(tmp_path, use)
+    with_state(tmp_path, use, sync=sync)
 
 
 @pytest.mark.parametrize(
@@ -454,16 +465,52 @@ def test_numbers_of_events_are_not_used_again_when_the_log_lost_its_end(
     with_state(tmp_path, again)
 
 
+@pytest.mark.parametrize("at_once", [1, 5])
+@pytest.mark.parametrize("sync", [False, True])
+def test_what_was_appended_moves_into_the_file_while_decisions_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool, at_once: int
+) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 7)
+    threads: list[bool] = []
+    checkpoint = module.EventLog.checkpoint
+
+    def noted(log: module.EventLog) -> None:
+        threads.append(threading.current_thread() is not threading.main_thread())
+        checkpoint(log)
+
+    monkeypatch.setattr(module.EventLog, "checkpoint", noted)
+
+    async def use(state: LocalState) -> Any:
+        for first in range(0, 200, at_once):
+            rows = ROWS[first : first + at_once]
+            await asyncio.gather(*(state.record(row, APPROVE) for row in rows))
+        # Without the second file, as it would be on a disk that lost nothing but that.
+        shutil.copy(tmp_path / LOG, tmp_path / "copy")
+        assert state.figures()["events"] == 200
+        return await answers(state, asked())
+
+    expected = with_state(tmp_path, use, sync=sync)
+    with closing(sqlite3.connect(tmp_path / "copy")) as copy:
+        (moved,) = copy.execute("SELECT count(*) FROM events").fetchone()
+    assert 180 <= moved < 200
+    assert len(threads) >= 15
+    assert all(threads)
+    assert (with_state(tmp_path, lambda state: answers(state, asked())) == expected).all()
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("sync", [False, True])
 @pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5])
 def test_a_killed_server_comes_back_with_the_same_bits_and_all_it_acknowledged(
-    tmp_path: Path, seconds: float
+    tmp_path: Path, seconds: float, sync: bool
 ) -> None:
     script = Path(__file__)
     told = tmp_path / "acknowledged"
     with told.open("wb") as stream:
         child = subprocess.Popen(
-            [sys.executable, script, tmp_path / "state"], stdout=stream, stderr=subprocess.PIPE
+            [sys.executable, script, tmp_path / "state", str(sync)],
+            stdout=stream,
+            stderr=subprocess.PIPE,
         )
         while told.stat().st_size == 0 and child.poll() is None:
             time.sleep(0.01)
@@ -516,10 +563,10 @@ class _Logged:
         self.sequence, self.event = sequence, event
 
 
-async def load(folder: Path) -> None:
+async def load(folder: Path, sync: bool) -> None:
     """Decide and label without end, and say what was acknowledged; made to be killed."""
-    module.SNAPSHOT_EVERY = 150
-    state, random_ = LocalState(KILLED, folder, sync=False), random.Random(1)
+    module.SNAPSHOT_EVERY, module.CHECKPOINT_EVERY = 150, 40
+    state, random_ = LocalState(KILLED, folder, sync=sync), random.Random(1)
     await state.open()
 
     async def one(place: int) -> None:
@@ -568,7 +615,8 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     with_state(tmp_path, lambda state: decide(state, ROWS[:1]))
 
 
-def test_a_removed_log_is_an_error_and_no_silent_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_removed_log_is_an_error_and_no_silent_loss(tmp_path: Path, sync: bool) -> None:
     async def use(state: LocalState) -> None:
         await decide(state, ROWS[:5])
         (tmp_path / LOG).unlink()
@@ -579,10 +627,11 @@ def test_a_removed_log_is_an_error_and_no_silent_loss(tmp_path: Path) -> None:
             await state.label(str(ROWS[2].id), True)
         assert (await answers(state, asked()) == before).all()
 
-    with_state(tmp_path, use)
+    with_state(tmp_path, use, sync=sync)
 
 
-def test_a_full_disk_is_an_error_until_there_is_space_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_full_disk_is_an_error_until_there_is_space_again(tmp_path: Path, sync: bool) -> None:
     async def use(state: LocalState) -> None:
         await decide(state, ROWS[:5])
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -598,7 +647,7 @@ def test_a_full_disk_is_an_error_until_there_is_space_again(tmp_path: Path) -> N
         await decide(state, ROWS[:100])
         assert state.figures()["transactions"] == 100
 
-    with_state(tmp_path, use)
+    with_state(tmp_path, use, sync=sync)
 
     async def again(state: LocalState) -> None:
         assert state.figures()["transactions"] == 100
@@ -606,9 +655,10 @@ def test_a_full_disk_is_an_error_until_there_is_space_again(tmp_path: Path) -> N
     with_state(tmp_path, again)
 
 
-def test_a_closed_state_takes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_closed_state_takes_nothing(tmp_path: Path, sync: bool) -> None:
     async def use() -> None:
-        state = LocalState(POLICY, tmp_path, sync=False)
+        state = LocalState(POLICY, tmp_path, sync=sync)
         await state.open()
         waiting = [asyncio.create_task(state.record(row, APPROVE)) for row in ROWS[:50]]
         await asyncio.sleep(0)
@@ -704,4 +754,4 @@ def test_a_materialized_state_answers_as_one_that_lived_through_it(
 
 
 if __name__ == "__main__":
-    asyncio.run(load(Path(sys.argv[1])))
+    asyncio.run(load(Path(sys.argv[1]), sys.argv[2] == "True"))
