@@ -38,6 +38,8 @@ ADMIN_TOKEN = "PEGBOARD_ADMIN_TOKEN"
 OPEN = ("/healthz", "/v2/health/live", "/v2/health/ready")
 """Paths that need no token: whoever restarts a server has none."""
 
+_ADMIN = "admin"
+"""What all administrative paths are counted as; they look at tokens themselves."""
 _JSON = (b"content-type", b"application/json")
 _LENGTH = b"inference-header-content-length"
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
@@ -109,8 +111,7 @@ class Application:
         if methods is None and path.startswith("/v2/models/"):
             path, methods = self._model_path(scope, path)
         if methods is None:
-            path = await self._administer(scope, receive, send)
-            return
+            path, methods = _ADMIN, {scope["method"]: self._administer}
         try:
             reply = await self._answer(scope, receive, path, methods)
         except DisconnectedError:
@@ -127,7 +128,7 @@ class Application:
             return failure(
                 405, f"this path takes {allowed}", headers=((b"allow", allowed.encode()),)
             )
-        if self._token and path not in OPEN and not has_token(scope, self._token):
+        if self._token and path not in (*OPEN, _ADMIN) and not has_token(scope, self._token):
             return unauthorized()
         try:
             return await handler(scope, receive)
@@ -151,11 +152,24 @@ class Application:
             log_failure(path, error)
             return failure(500, "the server failed; its log says where")
 
-    async def _administer(self, scope: Scope, receive: Receive, send: Send) -> str:
+    async def _administer(self, scope: Scope, receive: Receive) -> Reply:
         if self._admin is None:
             self._admin = self._make_admin()
-        await self._admin(scope, receive, send)
-        return "admin"
+        # Read here, because FastAPI waits for any body as long as it takes, before it asks who is
+        # there.
+        bodies = iter([await self._body(receive)])
+        sent: list[MutableMapping[str, Any]] = []
+
+        async def take() -> MutableMapping[str, Any]:
+            body = next(bodies, None)
+            return await receive() if body is None else {"type": "http.request", "body": body}
+
+        async def keep(message: MutableMapping[str, Any]) -> None:
+            sent.append(message)
+
+        await self._admin(scope, take, keep)
+        headers = [header for header in sent[0]["headers"] if header[0] != b"content-length"]
+        return sent[0]["status"], b"".join(part["body"] for part in sent[1:]), headers
 
     # ----------------------------------------------------------------- bodies
 

@@ -112,7 +112,7 @@ def _found(summary: str) -> dict[str, Any]:
 
 def _changed(summary: str, request: Any) -> dict[str, Any]:
     operation = _read(summary) | ({} if request is None else {"requestBody": _body(request)})
-    operation["responses"] |= _failures(422) | {
+    operation["responses"] |= _failures(408, 413, 422) | {
         "403": _json("The server takes no changes.", _ERROR),
         "409": _json("The bundle may not be served.", _ERROR),
     }

@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ async def _nothing(scope: Any, receive: Any, send: Any) -> None:
 async def _serve(service: Service, bundle: Path) -> None:
     serve = service.settings.serve
     listener = _listen(serve.host, serve.port)
-    server = _Server(_config(service), reload=lambda: _reload(service, bundle))
+    server = _Server(
+        _config(service), reload=lambda: _reload(service, bundle), seconds=serve.timeout_seconds
+    )
     # uvicorn makes a task of every request that has arrived, before the first of them runs.
     service.is_alone = lambda: len(server.server_state.tasks) < 2
     server.at_drain = lambda: setattr(service, "is_ready", False)
@@ -124,10 +127,12 @@ async def _reload(service: Service, bundle: Path) -> None:
 class _Server(uvicorn.Server):
     """uvicorn's server; it takes signals in its event loop and ends with exit code 0 after them."""
 
-    def __init__(self, config: uvicorn.Config, reload: Callable[[], Any]) -> None:
+    def __init__(self, config: uvicorn.Config, reload: Callable[[], Any], seconds: float) -> None:
         super().__init__(config)
         self._reload = reload
         self._reloading: asyncio.Task[None] | None = None
+        self._seconds, self._looked = seconds, time.monotonic()
+        self._waiting: set[tuple[Any, Any]] = set()
         self.at_drain: Callable[[], None] = lambda: None
 
     @contextmanager
@@ -137,6 +142,28 @@ class _Server(uvicorn.Server):
             loop.add_signal_handler(number, self._drain)
         loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
         yield
+
+    async def on_tick(self, counter: int) -> bool:
+        if time.monotonic() - self._looked >= self._seconds:
+            self._looked = time.monotonic()
+            self._close_silent()
+        return await super().on_tick(counter)
+
+    def _close_silent(self) -> None:
+        """Close connections that waited at the last look already for the head of a request.
+
+        uvicorn waits for it as long as it takes. A timer for each request would cost more.
+        """
+        connections: Iterable[Any] = self.server_state.connections
+        waiting = {
+            (connection, connection.cycle)
+            for connection in connections
+            if connection.timeout_keep_alive_task is None
+            and (connection.cycle is None or connection.cycle.response_complete)
+        }
+        for connection, _ in waiting & self._waiting:
+            connection.transport.close()
+        self._waiting = waiting
 
     def _drain(self) -> None:
         self.at_drain()

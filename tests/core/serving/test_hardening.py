@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -55,3 +56,35 @@ def test_a_connection_is_of_use_after_a_request_that_was_refused(server: ServerP
         statuses.append(reply.status)
     connection.close()
     assert statuses == [422, 200, 422, 422, 422]
+
+
+BEGINNINGS = {
+    b"": b"",
+    b"POST /pred": b"",
+    b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\nGET /hea": b"HTTP/1.1 200",
+    b"POST /predict HTTP/1.1\r\ncontent-length: 9\r\n\r\n{": b"HTTP/1.1 408",
+    b"PUT /admin/bundle HTTP/1.1\r\ncontent-length: 9\r\n\r\n{": b"HTTP/1.1 408",
+    b"GET /healthz HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n9\r\n{": b"HTTP/1.1 200",
+}
+"""Requests that are never whole, and how the answer begins before the connection is closed."""
+
+
+def test_a_client_that_falls_silent_holds_no_connection(bundle: Path, serve: Serve) -> None:
+    with serve("--bundle", bundle, "serve.timeout_seconds=0.3") as server:
+        for beginning, answer in BEGINNINGS.items():
+            with socket.create_connection((server.host, server.port), 8) as silent:
+                silent.sendall(beginning)
+                got = b""
+                while part := silent.recv(4096):
+                    got += part
+            assert got.startswith(answer), beginning
+            assert bool(got) == bool(answer), beginning
+        assert server.ask("POST", "/predict", POINTS).status == 200
+
+
+def test_an_administrative_path_reads_no_more_than_another(bundle: Path, serve: Serve) -> None:
+    """It would be read before the token is looked at."""
+    with serve("--bundle", bundle, "serve.request_mb=0.001", PEGBOARD_ADMIN_TOKEN=TOKEN) as server:
+        reply = server.ask("PUT", "/admin/bundle", {"bundle": "x" * 2000})
+        assert (reply.status, reply.headers["connection"]) == (413, "close")
+        assert server.ask("PUT", "/admin/bundle", {"bundle": "x"}).status == 401
