@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import pytest
 
 from pegboard.errors import PegboardError, RequestError, SettingsError
@@ -463,6 +464,30 @@ def test_numbers_of_events_are_not_used_again_when_the_log_lost_its_end(
         assert state.figures()["events"] == 11
 
     with_state(tmp_path, again)
+
+
+def test_a_snapshot_that_is_given_up_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SNAPSHOT_EVERY", 1)
+
+    def snapshots() -> list[psutil.Process]:
+        children = psutil.Process().children()
+        return [child for child in children if str(tmp_path) in child.cmdline()]
+
+    async def use(state: LocalState) -> None:
+        await decide(state, ROWS[:5])
+        ticking = asyncio.create_task(state.tick())
+        while not snapshots():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)  # It takes longer to start.
+        ticking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ticking
+        assert not snapshots()
+
+    with_state(tmp_path, use)
+    assert not (tmp_path / SNAPSHOT).exists()
 
 
 @pytest.mark.parametrize("at_once", [1, 5])
