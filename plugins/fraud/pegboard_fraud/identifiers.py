@@ -26,6 +26,11 @@ SHORTEST_KEY = 16
 FILE = "identifier.key"
 """Where a key is kept that was made because none was given, in `serve.folder`."""
 
+MADE = (
+    "a key for identifiers was made in %s; in production set %s from your secret store and keep a "
+    "copy: without it what is stored matches nothing"
+)
+
 
 class Identifiers:
     """Hashes identifiers with one key.
@@ -60,7 +65,8 @@ def load_identifiers(settings: FraudSettings) -> Identifiers:
                 remedy="set it to a long random one, as 'openssl rand -hex 32' makes it",
             )
         return Identifiers(given.encode("utf-8", "surrogateescape"))
-    if settings.serve.state != "local":
+    trial = settings.serve.trial
+    if settings.serve.state != "local" and not trial:
         raise PegboardError(
             "a state that several servers share needs the key for identifiers",
             where=f"environment variable {VARIABLE}",
@@ -69,10 +75,13 @@ def load_identifiers(settings: FraudSettings) -> Identifiers:
     path = settings.serve.folder / FILE
     if not path.exists():
         _make(path)
+        if not trial:
+            LOGGER.warning(MADE, path, VARIABLE)
     return Identifiers(_read(path))
 
 
 def _make(path: Path) -> None:
+    """Make a key, unless another process is faster."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{FILE}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -82,15 +91,9 @@ def _make(path: Path) -> None:
             os.fsync(out.fileno())
         os.link(temporary, path)  # Unlike a rename this never replaces a key that is there.
     except FileExistsError:
-        return  # Another process was first; its key is everybody's.
+        pass  # Another process was first; its key is everybody's.
     finally:
         temporary.unlink(missing_ok=True)
-    LOGGER.warning(
-        "a key for identifiers was made in %s; in production set %s from your secret store and "
-        "keep a copy: without it what is stored matches nothing",
-        path,
-        VARIABLE,
-    )
 
 
 def _read(path: Path) -> bytes:
