@@ -338,3 +338,15 @@ def test_a_shared_state_needs_the_key(tmp_path: Path) -> None:
     with pytest.raises(PegboardError, match="servers share"):
         load_identifiers(of(tmp_path, state="redis://localhost/0"))
     assert not (tmp_path / FILE).exists()
+
+
+def test_a_server_on_trial_leaves_what_is_shared_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pegboard_fraud.online import LocalState, open_state
+
+    settings = of(tmp_path, state="redis://localhost/0", trial=True)
+    load_identifiers(settings)
+    assert (tmp_path / FILE).exists()
+    assert not caplog.records
+    assert isinstance(open_state(settings, tmp_path / "state"), LocalState)
