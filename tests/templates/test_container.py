@@ -43,6 +43,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A distribution with a solution of one's own, as `pegboard new plugin` makes it."""
+    folder = tmp_path_factory.mktemp("plugin") / "worn"
+    create(find_template("plugin"), folder, {})
+    return folder
+
+
+@pytest.fixture(params=["project", "plugin"])
+def shipped(request: pytest.FixtureRequest) -> Path:
+    """What each template makes."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
 # --------------------------------------------------------------------------- reading the files
 
 
@@ -119,7 +134,30 @@ def test_the_image_is_given_what_it_serves_and_nothing_else(project: Path, tmp_p
     assert context_of(full) == sorted(served + own)
 
 
-def test_the_image_runs_as_nobody_in_particular_and_holds_no_secret(project: Path) -> None:
+def test_a_plugins_image_is_given_its_package_and_a_bundle(plugin: Path, tmp_path: Path) -> None:
+    full = shutil.copytree(plugin, tmp_path / "full")
+    (package,) = (path.parent.name for path in full.glob("*/hooks.py"))
+    for name in ("bundle/bundle.json", ".env", "data/x.csv", f"{package}/__pycache__/a.pyc"):
+        (full / name).parent.mkdir(parents=True, exist_ok=True)
+        (full / name).write_text("x")
+    given = context_of(full)
+    assert {name.split("/")[0] for name in given} == {
+        "README.md",
+        "bundle",
+        package,
+        "pyproject.toml",
+    }
+    assert not [name for name in given if "__pycache__" in name]
+    # Every path that COPY names from outside is among them.
+    for name, rest in instructions(full / "Dockerfile"):
+        flags, words = flags_and_rest(rest) if name == "COPY" else ({}, [])
+        for word in [] if "from" in flags else words[:-1]:
+            wanted = word.replace("${BUNDLE}", "bundle")
+            assert any(path == wanted or path.startswith(f"{wanted}/") for path in given), word
+
+
+def test_the_image_runs_as_nobody_in_particular_and_holds_no_secret(shipped: Path) -> None:
+    project = shipped
     user, _, group = said(project, "USER").partition(":")
     assert int(user) > 0 < int(group)
     assert said(project, "STOPSIGNAL") == "SIGTERM"
@@ -145,8 +183,8 @@ def test_the_example_rules_are_valid_and_decide_nothing(project: Path) -> None:
     assert {rule.mode for rule in rules.rules} == {"shadow"}
 
 
-def test_compose_gives_no_service_more_than_it_needs(project: Path) -> None:
-    services = composed(project)["services"]
+def test_compose_gives_no_service_more_than_it_needs(shipped: Path) -> None:
+    services = composed(shipped)["services"]
     for service in services.values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
@@ -179,6 +217,13 @@ def test_every_variable_of_compose_is_explained_and_no_secret_has_a_default(
         assert f"| `{name}` |" in explained
         assert kind == "?" or not SECRET.search(name)
         assert kind == "-" or "in .env" in words
+
+
+def test_every_variable_of_a_plugins_compose_is_explained(plugin: Path) -> None:
+    found = VARIABLE.findall((plugin / "compose.yaml").read_text())
+    explained = (plugin / "README.md").read_text(encoding="utf-8")
+    assert {name for name, _, _ in found} == set(re.findall(r"^\| `([A-Z_]+)` \|", explained, re.M))
+    assert all(kind == "?" or not SECRET.search(name) for name, kind, _ in found)
 
 
 def test_the_two_readmes_have_the_same_sections_and_commands(project: Path) -> None:
