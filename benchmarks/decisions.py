@@ -3,8 +3,8 @@
     make bench-decisions
 
 `pegboard serve` has one core, the client another, the loopback interface between them. Decisions
-fall due at a steady rate, and as many requests to `/healthz`, which does nothing: its latencies say
-what HTTP, client and machine take of those of the decisions. Between the servers the disk is asked
+fall due at a steady rate, and a third as many requests to `/healthz`, which does nothing: its
+latencies say what HTTP, client and machine take of those of the decisions. Between the servers the disk is asked
 alone, at the same rate, for what a written decision cannot do without: `os.fdatasync` after 4 kB.
 Latencies are those of `pegboard.loadtest`, counted from the time at which a request was due; CPU
 time is the server's, its kernel time included, without what `/healthz` alone takes.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ from pegboard_fraud.settings import FraudSettings
 TARGETS_MS = {50.0: 1.5, 99.0: 5.0, 99.9: 20.0}
 """By percentile, at `RATE`, with every decision on the disk before it is answered."""
 RATE = 300.0
+BARE_SHARE = 1 / 3
+"""Requests to `/healthz` for each decision: enough for a percentile, little for the core."""
 
 WARM_SECONDS = 3.0
 BARE_SECONDS = 3.0
@@ -82,7 +85,7 @@ def measure(bundle: Path, folder: Path, sync: bool, rate: float, seconds: float)
 
 def _measure(server: ServerProcess, rate: float, seconds: float) -> Figures:
     pid = server.process.pid
-    bare = Traffic(name="bare", url=f"{server.url}/healthz", method="GET", rate=rate)
+    bare = Traffic(name="bare", url=f"{server.url}/healthz", method="GET", rate=rate * BARE_SHARE)
     run_together([bare, _decisions(server, rate, WARM_SECONDS)], seconds=WARM_SECONDS)
     before = cpu_seconds(pid)
     sent = run_together([bare], seconds=BARE_SECONDS)["bare"].sent
@@ -97,7 +100,15 @@ def _measure(server: ServerProcess, rate: float, seconds: float) -> Figures:
         "cpu_us": cpu / results["decisions"].sent * 1e6,
         "bare_cpu_us": bare_cpu * 1e6,
         "failed": int(np.count_nonzero(results["decisions"].statuses != 200)),
+        "by_policy": _failures(server),
     }
+
+
+def _failures(server: ServerProcess) -> int:
+    """Return how often state, model or log failed, so that a policy decided or nothing was kept."""
+    text = server.ask("GET", "/metrics").body.decode()
+    found = re.findall(r"^pegboard_fraud_failures_total\{.*\} (\S+)$", text, re.M)
+    return int(sum(map(float, found)))
 
 
 def _decisions(server: ServerProcess, rate: float, seconds: float) -> Traffic:
@@ -166,6 +177,10 @@ def _targets(report: Mapping[str, Mapping[str, Any]], rate: float) -> list[str]:
         lines.append(
             f"{'missed ' if figures['failed'] else 'reached'}  {name}: "
             f"{figures['failed']} decisions without an answer"
+        )
+        lines.append(
+            f"{'missed ' if figures['by_policy'] else 'reached'}  {name}: "
+            f"{figures['by_policy']} decisions for which state, model or log took too long"
         )
     return lines
 

@@ -1,7 +1,7 @@
 """What an answer takes over HTTP: every path of a server beside a bare one, in the same run.
 
-Machines are noisy, so each path is asked at the same rate as `/healthz`, which does nothing, by the
-same client in the same seconds: what both show is the machine, what one shows is the path.
+Machines are noisy, so beside each path `/healthz` is asked, which does nothing, by the same client
+in the same seconds: what both show is the machine, what one shows is the path.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pegboard.serving.process import ServerProcess, running_server
 BARE = "/healthz"
 RATE = 300.0
 """Requests a second, unless the model is too slow for it."""
+BARE_SHARE = 1 / 3
+"""Requests to the bare path for each of the measured one: it takes its part of the core, too."""
 LOAD = 0.25
 """Share of one core that a slow model's requests may take; waiting would say nothing of it."""
 SECONDS = 6.0
@@ -99,7 +101,7 @@ def _figures(
                 name=BARE,
                 url=server.url + BARE,
                 method="GET",
-                rate=rate,
+                rate=rate * BARE_SHARE,
                 connections=CONNECTIONS,
             ),
             Traffic(
