@@ -4,10 +4,10 @@
 
 `pegboard serve` has one core, the client another, the loopback interface between them. Decisions
 fall due at a steady rate, and a third as many requests to `/healthz`, which does nothing: its
-latencies say what HTTP, client and machine take of those of the decisions. Between the servers the disk is asked
-alone, at the same rate, for what a written decision cannot do without: `os.fdatasync` after 4 kB.
-Latencies are those of `pegboard.loadtest`, counted from the time at which a request was due; CPU
-time is the server's, its kernel time included, without what `/healthz` alone takes.
+latencies say what HTTP, client and machine take of those of the decisions. Between the servers the
+disk is asked alone, at the same rate, for what a written decision cannot do without: `os.fdatasync`
+after 4 kB. Latencies are those of `pegboard.loadtest`, counted from the time at which a request was
+due; CPU time is the server's, its kernel time included, without what `/healthz` alone takes.
 """
 
 from __future__ import annotations
