@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from pegboard.serving.http import TOKEN, Application
 from pegboard.serving.service import Service, log_failure
 
 BACKLOG = 2048
+SWITCH_SECONDS = 5e-4
+"""How long one thread keeps Python from another that wants it: by default ten times as long, which
+is what an answer would wait whenever a log or a challenger is at work beside the event loop."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -35,6 +39,7 @@ def run(service: Service, bundle: Path) -> None:
     Raises:
         PegboardError: The address is taken.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     loop_factory = uvicorn.Config(_nothing, log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(_serve(service, bundle))
