@@ -260,7 +260,14 @@ class Service:
         self._name_models()
 
     def _opened(self, folder: Path) -> Deployment:
-        path = (self.bundles / folder).resolve()
+        try:
+            path = (self.bundles / folder).resolve()
+        except ValueError:  # A file's name cannot hold a null character.
+            raise BundleError(
+                "this is no name of a folder",
+                where=str(self.bundles),
+                remedy="name a bundle's folder in it",
+            ) from None
         if not path.is_relative_to(self.bundles):
             raise BundleError(
                 "the bundle lies outside the folder that bundles are taken from",

@@ -103,7 +103,10 @@ def test_a_bundle_that_may_not_be_served_changes_nothing(
         for name, words in (
             ("damaged", "bytes and not"),
             ("elsewhere", "of the solution 'other'"),
+            (".", "this is not a bundle"),
             ("absent", "this is not a bundle"),
+            ("long" * 1000, "this is not a bundle"),
+            ("nul\x00", "no name of a folder"),
             ("../outside", "lies outside the folder"),
             (str(outside), "lies outside the folder"),
         ):
@@ -111,7 +114,7 @@ def test_a_bundle_that_may_not_be_served_changes_nothing(
                 reply = server.ask("PUT", path, {"bundle": name}, ADMIN)
                 assert reply.status == 409
                 assert words in reply.json()["error"]
-        for body in ({}, {"bundle": 3}, [], b"{"):
+        for body in ({}, {"bundle": 3}, {"bundle": "\ud800"}, [], b"{"):
             reply = server.ask("PUT", "/admin/bundle", body, ADMIN)
             assert reply.status == 422
         assert server.ask("PUT", "/admin/bundle", {"bundle": "first"}).status == 401
