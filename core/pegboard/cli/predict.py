@@ -40,17 +40,15 @@ def predict(
     """Answer the requests in a file."""
     from pegboard.answering import Answerer
     from pegboard.bundle import read_bundle
-    from pegboard.project import settings_type
     from pegboard.records import AnswerEvent
-    from pegboard.settings import Sources, resolve
+    from pegboard.serving.deployment import resolve_settings
+    from pegboard.settings import Sources
 
     requests = list(_requests(request))
     folder = project_folder(project)
     opened = read_bundle(bundle or newest_bundle(folder))
     board = board_for(opened, folder)
-    sources = Sources()
-    sources.put((), dict(opened.settings), str(opened.folder / "bundle.json"))
-    settings = resolve(settings_type(board, opened.solution), sources, folder)
+    settings = resolve_settings(board, opened, Sources(), folder)
     chosen = opened.candidate(candidate) if candidate else opened.chosen()
     predictor = opened.load_predictor(board.collect("deploy_targets"), chosen)
     answer = Answerer(board, settings, predictor, opened.thresholds, opened.signature)

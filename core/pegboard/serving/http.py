@@ -277,7 +277,7 @@ class Application:
         deployment = self.service.champion.deployment
         signature = deployment.bundle.signature
         question = openinference.read(body, _json_length(scope, len(body)), signature)
-        outputs = await self.service.answer_tensors(validate(question.inputs, signature))
+        outputs = await self.service.infer(validate(question.inputs, signature))
         answer, length = openinference.write(
             question, outputs, deployment.bundle.solution, deployment.version
         )

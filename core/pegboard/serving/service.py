@@ -157,15 +157,6 @@ class Service:
         self._tell(champion, len(answers), time.perf_counter() - began)
         return champion.deployment.version, answers
 
-    async def answer_tensors(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Answer arrays with arrays, as the Open Inference Protocol has it."""
-        began = time.perf_counter()
-        champion = self.champion
-        outputs = await self._run(champion, inputs)
-        self._watch(champion, inputs, outputs, None)
-        self._tell(champion, _records(inputs), time.perf_counter() - began)
-        return outputs
-
     async def _run(self, champion: Champion, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         infer = champion.deployment.answerer.infer
         # In the event loop nothing can run out: the model has answered before anybody looks.
