@@ -8,7 +8,7 @@ DEMO     := demo/my-$(SOLUTION)
 # Two cores: one thread a process, or tests and training starve one another.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint types imports docs check bench-fraud bench-serve bench-decisions clean
+.PHONY: demo test test-slow lint types imports docs check bench-defect bench-fraud bench-serve bench-decisions clean
 
 demo: $(READY)  ## Scaffold a project and run every stage on the embedded data
 	@test -d $(DEMO) || $(BIN)/pegboard new $(SOLUTION) my-$(SOLUTION) --output-dir demo --no-input
@@ -38,13 +38,16 @@ docs: $(READY)
 bench-fraud: $(READY)  ## Prequential folds on the handbook's data, beside XGBoost and LightGBM
 	$(BIN)/python benchmarks/fraud.py
 
+bench-defect: $(READY)  ## ELPV solar cells: augmentation and pretraining on and off, beside HOG + SVM
+	$(BIN)/python benchmarks/defect.py
+
 bench-decisions: $(READY)  ## Whole fraud decisions over HTTP, 300 a second
 	$(BIN)/python benchmarks/decisions.py
 
 bench-serve: $(READY)  ## Our server beside KServe's, MLServer, LitServe and a bare endpoint
 	$(BIN)/python benchmarks/serve.py
 
-$(READY): tools/setup.sh constraints.txt pyproject.toml core/pyproject.toml plugins/fraud/pyproject.toml templates/pyproject.toml
+$(READY): tools/setup.sh constraints.txt pyproject.toml core/pyproject.toml plugins/defect/pyproject.toml plugins/fraud/pyproject.toml templates/pyproject.toml
 	tools/setup.sh $(VENV)
 	@touch $@
 

@@ -42,7 +42,7 @@ class Answerer:
         self.thresholds = thresholds
         self.signature = signature or board.hook.signature(settings=settings)
         # Where nobody changes how it is run, a call of the hook would cost what a small model does.
-        self._is_plain = len(board.hook.infer.get_hookimpls()) == 1
+        self.is_plain = len(board.hook.infer.get_hookimpls()) == 1
 
     def __call__(self, payload: Any) -> Sequence[Mapping[str, Any]]:
         """Answer a request, one answer per record.
@@ -73,7 +73,7 @@ class Answerer:
 
     def infer(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run the predictor the way the solution runs it."""
-        if self._is_plain:
+        if self.is_plain:
             return self.predictor(inputs)
         outputs: Mapping[str, Array] = self.hook.infer(
             settings=self.settings, predictor=self.predictor, inputs=inputs
@@ -86,6 +86,18 @@ class Answerer:
             settings=self.settings, outputs=outputs, thresholds=self.thresholds
         )
         return answers
+
+
+def model_inputs(answerer: Answerer, inputs: Mapping[str, Array]) -> list[Mapping[str, Array]]:
+    """Return what the solution's `infer` gives its predictor of some inputs, call by call."""
+    given: list[Mapping[str, Array]] = []
+
+    def note(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        given.append(inputs)
+        return answerer.predictor(inputs)
+
+    answerer.with_predictor(note).infer(inputs)
+    return given
 
 
 def answer(

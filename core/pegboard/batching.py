@@ -178,6 +178,8 @@ def check_length(count: int, expected: int, epoch: int) -> None:
 def stack(samples: Sequence[Sample] | Batch) -> Batch:
     """Stack samples along a first axis; a ready batch is returned as it is.
 
+    Texts, such as the name of a lot, stay a list.
+
     Raises:
         DataError: Two samples differ in the shape of an input or target.
     """
@@ -190,11 +192,12 @@ def stack(samples: Sequence[Sample] | Batch) -> Batch:
     )
 
 
-def _stacked(
-    samples: Sequence[Sample], records: Sequence[Mapping[str, Any]]
-) -> dict[str, torch.Tensor]:
-    tensors = {}
+def _stacked(samples: Sequence[Sample], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
     for name in records[0]:
+        if isinstance(records[0][name], str):
+            tensors[name] = [record[name] for record in records]
+            continue
         values = [torch.as_tensor(np.asarray(record[name])) for record in records]
         odd = next((i for i, value in enumerate(values) if value.shape != values[0].shape), None)
         if odd is not None:

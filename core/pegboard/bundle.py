@@ -181,7 +181,7 @@ class Bundle:
         target = find_target(targets, candidate.target, where=str(self.folder))
         path = self.folder / candidate.file
         try:
-            return target.load(path, self.signature)
+            return target.load(path, self.signature.windowed())
         except PegboardError:
             raise
         # A runtime raises what it likes; the reader needs to know which model it was.
@@ -374,6 +374,7 @@ def _signature_of(tables: Mapping[str, Any]) -> Signature:
         inputs=tuple(_spec_of(spec) for spec in tables["inputs"]),
         outputs=tuple(_spec_of(spec) for spec in tables["outputs"]),
         request=tables["request"],
+        window=tables.get("window", {}),
     )
 
 

@@ -171,6 +171,20 @@ def augment(settings: Settings, sample: Sample) -> Sample:
     """
 
 
+@_hook("data", "first result")
+def draw_sample(settings: Settings, sample: Sample) -> Array:
+    """Draw a sample as a picture, for the contact sheet of `pegboard describe --augment`.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Example:
+        @hookimpl
+        def draw_sample(settings, sample):
+            return np.repeat(sample.inputs["image"], 3, axis=2)
+    """
+
+
 @_hook("data", "first result", "every")
 def collate(settings: Settings, samples: Sequence[Sample]) -> Batch:
     """Stack samples into a batch.

@@ -6,7 +6,7 @@ Nothing here imports torch, so that reading a bundle or listing plugins stays ch
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -219,6 +219,10 @@ class TensorSpec:
     description: str = ""
     """One sentence."""
 
+    def windowed(self, window: Mapping[str, int]) -> TensorSpec:
+        """Return the same with the axes of a window as long as it."""
+        return replace(self, shape=tuple(window.get(str(axis), axis) for axis in self.shape))
+
     def example(self, axes: Mapping[str, int], generator: np.random.Generator) -> Array:
         """Synthesise an array that fits: dynamic axes as given, values in range."""
         import numpy as np
@@ -245,6 +249,18 @@ class Signature:
     """In the order they are exported in."""
     request: Any = None
     """An example request in the solution's own words, as JSON would carry it."""
+    window: Mapping[str, int] = field(default_factory=dict)
+    """Lengths that `infer` cuts dynamic axes to before it calls a predictor: a request may be of
+    any size, the model sees windows. Empty where it sees a request whole."""
+
+    def windowed(self) -> Signature:
+        """Return what the model itself takes: the axes of the window have its lengths."""
+        return replace(
+            self,
+            inputs=tuple(spec.windowed(self.window) for spec in self.inputs),
+            outputs=tuple(spec.windowed(self.window) for spec in self.outputs),
+            window={},
+        )
 
     def dynamic_axes(self) -> tuple[str, ...]:
         """Name every dynamic axis of the inputs, in order of appearance."""

@@ -150,7 +150,12 @@ class Trainer:
         self.total_steps = min(steps, self.options.max_steps or steps)
         with progress.task("train: building the model"):
             model = self.hook.build_model(settings=self.settings, train_data=self.train_data)
-        self._set_up(model.to(world.device).train())
+        self.model = model.to(world.device).train()
+        self.learns = any(parameter.requires_grad for parameter in model.parameters())
+        if self.learns:
+            self._set_up(self.model)
+        else:
+            self.module: nn.Module = ModelWithLoss(run, self.model)
 
     def _validation_data(self) -> Any:
         data = self.hook.load_split(settings=self.settings, split="validation")
@@ -172,13 +177,13 @@ class Trainer:
         optimization = self.hook.build_optimizer(
             settings=self.settings, model=model, total_steps=self.total_steps
         )
-        averaged = model.named_parameters() if self.options.ema_decay else ()
+        averaged = _averaged(model) if self.options.ema_decay else {}
         self.state = TrainState(
             model=model,
             optimizer=optimization.optimizer,
             schedule=optimization.schedule,
             scaler=torch.amp.GradScaler(device, enabled=self.options.precision == "fp16"),
-            average={name: parameter.detach().clone() for name, parameter in averaged},
+            average={name: tensor.detach().clone() for name, tensor in averaged.items()},
         )
         self.checkpoints = Checkpoints(self.run.checkpoints, self.world)
 
@@ -186,6 +191,8 @@ class Trainer:
 
     def train(self) -> dict[str, Any]:
         """Go on from the latest checkpoint to the end."""
+        if not self.learns:
+            return self._keep_fitted()
         self.position = self.checkpoints.load(self.state, self.progress.say)
         self.earlier = self.position
         if self.world.main:
@@ -193,6 +200,20 @@ class Trainer:
         while self.position.step < self.total_steps:
             losses = self._train_epoch()
             self._finish_epoch(losses)
+        return self._finish()
+
+    def _keep_fitted(self) -> dict[str, Any]:
+        """Keep a model that was fitted as it was built and has nothing to learn by gradients."""
+        self.position = self.earlier = Position()
+        self.checkpoints = Checkpoints(self.run.checkpoints, self.world)
+        self.run.checkpoints.mkdir(exist_ok=True)
+        rows = self._validate()
+        metrics = self.world.agreed(self._measure(rows) if self.world.main else [])
+        score = Score(epoch=0, step=0, value=metrics[0].value)
+        self.position = Position(epoch=1, best=score, last=score)
+        self._write_weights(self.checkpoints.best_file(score))
+        if self.world.main:
+            self.journal = Journal(self.run.progress_file, 0)
         return self._finish()
 
     def _train_epoch(self) -> dict[str, float]:
@@ -291,7 +312,7 @@ class Trainer:
             return
         # As in TensorFlow's ExponentialMovingAverage: short trainings are averaged shorter.
         decay = min(self.options.ema_decay, (1 + step) / (10 + step))
-        average, current = self.state.average.values(), self.model.parameters()
+        average, current = self.state.average.values(), _averaged(self.model).values()
         move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         move(_local(average), _local(current), 0)
 
@@ -363,10 +384,11 @@ class Trainer:
     @torch.no_grad()
     def _weights_to_keep(self) -> Iterator[None]:
         """Put the averaged weights, where there are any, into the model for a while."""
-        if not self.state.average:
+        if not self.learns or not self.state.average:
             yield
             return
-        current, average = _local(self.model.parameters()), _local(self.state.average.values())
+        current = _local(_averaged(self.model).values())
+        average = _local(self.state.average.values())
         own = [tensor.clone() for tensor in current]
         for tensor, averaged in zip(current, average, strict=True):
             tensor.copy_(averaged)
@@ -434,6 +456,15 @@ class Trainer:
             self.journal.end(position.step, facts)
         self.world.barrier()
         return facts
+
+
+def _averaged(model: nn.Module) -> dict[str, Tensor]:
+    """Return what weights are averaged over: parameters, and the running statistics of norms.
+
+    Statistics of the latest weights would not belong to averaged ones.
+    """
+    buffers = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def _local(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -386,7 +386,8 @@ def test_a_file_that_ends_too_early_is_no_interrupt(
         (
             ModuleNotFoundError("No module named 'sklearn'", name="sklearn.metrics"),
             MissingExtraError,
-            "pip install 'pegboard-fraud[train]'",
+            # Two plugins bring it, and none of them asks here.
+            "pip install 'pegboard-defect[train]'",
         ),
         (
             ModuleNotFoundError("No module named 'rarely'", name="rarely.seen"),

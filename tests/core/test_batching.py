@@ -207,6 +207,14 @@ def test_samples_of_different_shape_are_named() -> None:
         stack(samples)
 
 
+def test_texts_stay_a_list_and_become_a_column() -> None:
+    samples = [Sample(inputs={"x": np.zeros(2)}, targets={"lot": lot}) for lot in ("a", "b")]
+    batch = stack(samples)
+    assert batch.targets["lot"] == ["a", "b"]
+    assert batch.to(torch.device("cpu")).targets["lot"] == ["a", "b"]
+    assert columns_of(batch, {})["lot"].tolist() == ["a", "b"]
+
+
 def test_only_one_number_per_record_becomes_a_column() -> None:
     batch = Batch(
         inputs={"x": torch.zeros(2, 3)},

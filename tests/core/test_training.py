@@ -610,3 +610,63 @@ def test_a_full_disk_is_named_by_the_journal(begin: Callable[..., Run], tmp_path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert read_journal(journal.path) == []
+
+
+FITTED = '''"""A model that is fitted as it is built and learns nothing by gradients."""
+
+import torch
+
+import pegboard_toy
+from pegboard import hookimpl
+
+
+@hookimpl(wrapper=True)
+def build_model(train_data):
+    model = yield
+    model.requires_grad_(False)
+    if train_data is not None:
+        model.mean.copy_(torch.as_tensor(train_data.x).mean(dim=0))
+    return model
+'''
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_model_without_parameters_to_learn_is_kept_as_it_was_fitted(
+    begin: Callable[..., Run], keep: str
+) -> None:
+    run = begin(f'train.keep="{keep}"', "train.ema_decay=0.9", hooks=FITTED)
+    facts = Trainer(run, World(), SilentProgress()).train()
+    assert (facts["steps"], facts["epochs"]) == (0, 1)
+    assert facts["value"] is not None
+    fitted = load_trained(run)
+    train = run.project.board.hook.load_split(settings=run.project.settings, split="train")
+    assert torch.allclose(fitted.mean, torch.as_tensor(train.x).mean(dim=0))  # type: ignore[arg-type]
+    assert run.checkpoints.is_dir()
+
+
+NORMED = '''"""The toy with a batch norm, whose running statistics training moves."""
+
+import pegboard_toy
+from pegboard import hookimpl
+
+
+@hookimpl(wrapper=True)
+def build_model():
+    from torch import nn
+
+    model = yield
+    model.body.insert(1, nn.BatchNorm1d(16))
+    return model
+'''
+
+
+def test_running_statistics_are_averaged_with_the_weights(begin: Callable[..., Run]) -> None:
+    settings = ("train.epochs=1", "train.ema_decay=0.9", 'train.keep="last"')
+    run = begin(*settings, hooks=NORMED)
+    trainer = Trainer(run, World(), SilentProgress())
+    trainer.train()
+    current = trainer.model.state_dict()
+    kept = load_file(run.weights_file)
+    assert not torch.equal(kept["body.1.running_mean"], current["body.1.running_mean"])
+    assert torch.equal(kept["body.1.running_mean"], trainer.state.average["body.1.running_mean"])
+    assert torch.equal(kept["body.1.num_batches_tracked"], current["body.1.num_batches_tracked"])

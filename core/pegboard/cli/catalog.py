@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from pegboard.board import Board
     from pegboard.settings import Settings
+
+CONTACT_SHEET = "augment.png"
+"""What `describe --augment` writes, in the current folder."""
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -49,22 +53,56 @@ def list_installed() -> None:
 
 
 def describe(
-    name: Annotated[
-        str | None,
-        typer.Argument(help="A solution, as in 'list'; default: that of the project here."),
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME] [KEY=VALUE]...",
+            help="A solution, as in 'list'; default: that of the project here. And settings.",
+        ),
     ] = None,
     folder: ProjectFolder = None,
+    augment: Annotated[
+        bool,
+        typer.Option(
+            "--augment", help=f"Write {CONTACT_SHEET}: samples as training would see them."
+        ),
+    ] = False,
 ) -> None:
     """Show a solution's settings, hooks and targets; for a project also its own values."""
     from pegboard.board import build_board
 
+    overrides = [word for word in words or () if "=" in word]
+    name = next((word for word in words or () if "=" not in word), None)
+    if augment:
+        _write_contact_sheet(name, folder, overrides)
+        return
     if name is not None:
         board = build_board(name)
         _show(name, board, board.hook.settings_type(), None)
         return
-    project = open_project(folder, ())
+    project = open_project(folder, overrides)
     values = project.settings.tables(project.folder)
     _show(project.settings.solution, project.board, type(project.settings), values)
+
+
+def _write_contact_sheet(name: str | None, folder: Path | None, overrides: list[str]) -> None:
+    """Write the sheet of the project here; of a solution alone, by its embedded data."""
+    from pegboard.contact_sheet import write_contact_sheet
+    from pegboard.files import atomic_write
+    from pegboard.lifecycle import prepare
+    from pegboard.logs import new_progress
+    from pegboard.settings import FILE_NAME
+
+    path = Path.cwd() / CONTACT_SHEET
+    with TemporaryDirectory() as empty:
+        if name is not None:
+            folder = Path(empty)
+            atomic_write(folder / FILE_NAME, f'solution = "{name}"\n')
+            overrides = ["data.tiny=true", *overrides]
+        project = open_project(folder, overrides)
+        prepare(project, new_progress())
+        write_contact_sheet(project, path)
+    typer.echo(path)
 
 
 def _show(

@@ -79,7 +79,7 @@ def _missing_module(error: BaseException) -> PegboardError | None:
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return None
     package = _root(error.name)
-    if package == "pegboard" or package in _plugins_by_package():
+    if package == "pegboard" or _plugin_of(package):
         return None  # It is installed and incomplete: somebody's defect.
     return MissingExtraError(
         f"the package '{package}' is not installed",
@@ -90,10 +90,9 @@ def _missing_module(error: BaseException) -> PegboardError | None:
 
 def _at_work(error: BaseException) -> list[str]:
     """Return the distributions of the plugins whose code an error came through."""
-    plugins = _plugins_by_package()
     frames = traceback.walk_tb(error.__traceback__)
-    packages = (_root(str(frame.f_globals.get("__name__", ""))) for frame, _ in frames)
-    return [plugins[package].distribution for package in packages if package in plugins]
+    plugins = (_plugin_of(str(frame.f_globals.get("__name__", ""))) for frame, _ in frames)
+    return [plugin.distribution for plugin in plugins if plugin]
 
 
 def _missing_library(error: BaseException) -> PegboardError | None:
@@ -131,11 +130,10 @@ def _file(error: BaseException) -> PegboardError | None:
 
 def _plugin(error: BaseException) -> PegboardError | None:
     """Blame the plugin whose code raised the error, or called what raised it."""
-    plugins = _plugins_by_package()
     hook, blamed = "", None
     for frame, line in traceback.walk_tb(error.__traceback__):
         hook = _hook_of(frame) or hook
-        owner = _owner(frame, line, plugins)
+        owner = _owner(frame, line)
         if owner:
             blamed = (*owner, hook or frame.f_code.co_name)
     if blamed is None:
@@ -155,20 +153,32 @@ def _hook_of(frame: FrameType) -> str:
     return str(frame.f_locals.get("hook_name", ""))
 
 
-def _plugins_by_package() -> dict[str, PluginInfo]:
-    return {_root(info.module): info for info in installed_plugins()}
+def _plugin_of(module: str) -> PluginInfo | None:
+    """Return the plugin that a module belongs to; of several in a distribution the nearest."""
+    found = [info for info in installed_plugins() if _is_below(module, _package(info))]
+    return max(found, key=lambda info: len(_package(info)), default=None)
+
+
+def _package(info: PluginInfo) -> str:
+    """Return the package of a plugin: `pegboard_fraud` for `pegboard_fraud.hooks`."""
+    module = info.module.partition(":")[0]
+    return module.rpartition(".")[0] or module
+
+
+def _is_below(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
 
 
 def _root(module: str) -> str:
-    return module.partition(":")[0].partition(".")[0]
+    return module.partition(".")[0]
 
 
-def _owner(frame: FrameType, line: int, plugins: dict[str, PluginInfo]) -> tuple[str, str] | None:
+def _owner(frame: FrameType, line: int) -> tuple[str, str] | None:
     """Return name and place of the plugin that a frame's code belongs to."""
     module = str(frame.f_globals.get("__name__", ""))
     if module == "pegboard_project_hooks":
         return PROJECT_PLUGIN, f"{frame.f_code.co_filename}, line {line}"
-    info = plugins.get(_root(module))
+    info = _plugin_of(module)
     return (info.name, f"{info.distribution} {info.version}") if info else None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from pegboard.answering import Answerer
+from pegboard.answering import Answerer, model_inputs
 from pegboard.bundle import Bundle, now, read_bundle
 from pegboard.errors import LimitMissedError, PegboardError
 from pegboard.files import write_json
@@ -115,16 +115,9 @@ def _model_calls(
     bundle: Bundle, answerers: Mapping[str, Answerer]
 ) -> dict[str, Callable[[], object]]:
     """Return what to time: one call of each predictor on what `infer` gives it of one record."""
-    inputs = bundle.golden()[0].inputs
-    given: list[Mapping[str, Array]] = []
-
-    def note(inputs: Mapping[str, Array]) -> dict[str, Array]:
-        given.append(inputs)
-        return first.predictor(inputs)
-
     first = next(iter(answerers.values()))
-    first.with_predictor(note).infer(inputs)
-    return {name: partial(answerer.predictor, given[0]) for name, answerer in answerers.items()}
+    given = model_inputs(first, bundle.golden()[0].inputs)[0]
+    return {name: partial(answerer.predictor, given) for name, answerer in answerers.items()}
 
 
 def _figures(request: Timing, model: Timing, memory_mb: float) -> dict[str, float]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pegboard.answering import Answerer
+from pegboard.answering import Answerer, model_inputs
 from pegboard.bundle import (
     Bundle,
     Candidate,
@@ -129,7 +129,7 @@ def _with_compressed(
     """Make every compression that is asked for with every target that offers it."""
     names = list(dict.fromkeys(run.project.settings.deploy.compress))
     _refuse_unknown(names, targets)
-    calibration = _calibration(run) if names else []
+    calibration = _calibration(run, bundle, targets) if names else []
     candidates, failed = list(bundle.candidates), {}
     for source in bundle.candidates:
         for name in names:
@@ -156,9 +156,22 @@ def _refuse_unknown(names: Sequence[str], targets: Mapping[str, Target]) -> None
             )
 
 
-def _calibration(run: Run) -> list[dict[str, Array]]:
-    size = run.project.settings.train.batch_size
-    return [batch.arrays() for batch in evenly_spaced(run, "train", CALIBRATION_RECORDS, size)]
+def _calibration(
+    run: Run, bundle: Bundle, targets: Mapping[str, Target]
+) -> list[Mapping[str, Array]]:
+    """Return records of the train split as a predictor is given them."""
+    project = run.project
+    predictor = bundle.load_predictor(list(targets.values()), bundle.candidates[0])
+    answerer = Answerer(
+        project.board, project.settings, predictor, bundle.thresholds, bundle.signature
+    )
+    if answerer.is_plain:
+        batches = evenly_spaced(
+            run, "train", CALIBRATION_RECORDS, project.settings.train.batch_size
+        )
+        return [batch.arrays() for batch in batches]
+    records = evenly_spaced(run, "train", CALIBRATION_RECORDS, batch_size=1)
+    return [given for record in records for given in model_inputs(answerer, record.arrays())[:1]]
 
 
 def _compressed(
@@ -177,7 +190,7 @@ def _compressed(
             path = target.compressions[name](
                 CompressRequest(
                     source=bundle.folder / source.file,
-                    signature=bundle.signature,
+                    signature=bundle.signature.windowed(),
                     folder=folder,
                     calibration=calibration,
                 )

@@ -103,7 +103,7 @@ def _exported(
 ) -> Candidate:
     folder = model_folder(root, target.name, "fp32")
     folder.mkdir(parents=True)
-    request = ExportRequest(deployable=deployable, signature=signature, folder=folder)
+    request = ExportRequest(deployable=deployable, signature=signature.windowed(), folder=folder)
     with progress.task(f"export to {target.name}"):
         try:
             path = target.export(request)

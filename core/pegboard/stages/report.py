@@ -33,7 +33,7 @@ def run(run: Run, progress: Progress) -> dict[str, Any]:
     with progress.task("draw figures"):
         figures = [
             *board.collect("draw", settings=settings, evaluation=evaluation),
-            learning_curve(run, evaluation.headline.name),
+            *learning_curve(run, evaluation.headline.name),
         ]
     facts = gather(run, evaluation, bundle)
     environment = _environment()
@@ -252,10 +252,12 @@ def interval_of(value: MetricValue) -> str:
 # --------------------------------------------------------------------------- the core's figure
 
 
-def learning_curve(run: Run, headline: str) -> Figure:
-    """Draw loss and headline metric over the epochs of training."""
+def learning_curve(run: Run, headline: str) -> list[Figure]:
+    """Draw loss and headline metric over the epochs; nothing of a model that was only fitted."""
     lines = read_journal(run.progress_file)
     epochs = [line for line in lines if line["kind"] == "epoch"]
+    if not epochs:
+        return []
     with drawing() as drawn:
         numbers = [event["epoch"] + 1 for event in epochs]
         drawn.axes.plot(numbers, [event["losses"]["loss"] for event in epochs], label="train loss")
@@ -271,10 +273,8 @@ def learning_curve(run: Run, headline: str) -> Figure:
         )
         second.set_ylabel(f"{title_of(headline)}, validation", color="#d1603d")
         second.grid(visible=False)
-    return Figure(
-        name="learning",
-        title="How it learnt",
-        caption="Training loss and the headline metric on the validation split. A metric that "
-        "falls while the loss still falls is overfitting: fewer epochs or more data.",
-        content=drawn.svg,
+    caption = (
+        "Training loss and the headline metric on the validation split. A metric that "
+        "falls while the loss still falls is overfitting: fewer epochs or more data."
     )
+    return [Figure(name="learning", title="How it learnt", caption=caption, content=drawn.svg)]

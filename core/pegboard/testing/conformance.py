@@ -301,7 +301,7 @@ def its_deployable_takes_any_batch_size(bench: Bench) -> None:
 
     run = bench.done("verify")
     settings, board = run.project.settings, run.project.board
-    signature = board.hook.signature(settings=settings)
+    signature = board.hook.signature(settings=settings).windowed()
     if "batch" not in signature.dynamic_axes():
         return
     deployable = board.hook.build_deployable(settings=settings, model=load_trained(run))
