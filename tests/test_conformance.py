@@ -9,7 +9,7 @@ import pytest
 from pegboard import PluginError
 from pegboard.testing import CHECKS, check_plugin
 
-SOLUTIONS = ("toy", "fraud")
+SOLUTIONS = ("toy", "fraud", "defect", "moco")
 
 
 @pytest.fixture(scope="module")

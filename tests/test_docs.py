@@ -105,7 +105,7 @@ def test_every_command_that_a_page_names_exists() -> None:
             for name in re.findall(r"(?<!from )\bpegboard ([a-z]+)(?=\s|$)", part, flags=re.M)
         }
         # Commands that a solution adds are known inside its projects only.
-        known |= {"backtest", "materialize", "prequential"}
+        known |= {"backtest", "materialize", "pretrain", "prequential", "review"}
         assert named <= known, f"{page.name} names {named - known}"
 
 

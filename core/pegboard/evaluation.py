@@ -166,15 +166,38 @@ def _interval(
     generator = np.random.default_rng(seed)
     draws = []
     for index, groups in _resampled(rows, metric.group, resamples, generator):
-        drawn = {name: column[index] for name, column in rows.items()}
         # A group that is drawn twice stands for two: a metric that counts groups must see two.
-        drawn |= {metric.group: groups} if metric.group else {}
-        draws.append(metric.compute(drawn, thresholds))
+        drawn = {metric.group: groups} if metric.group else {}
+        draws.append(metric.compute(_DrawnRows(rows, index, drawn), thresholds))
     defined = [draw for draw in draws if math.isfinite(draw)]
     if not defined:
         return None, None
     low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)
+
+
+class _DrawnRows(Mapping[str, Array]):
+    """Rows drawn from a table; a column is copied when a metric looks at it, and not before.
+
+    Args:
+        rows: The table.
+        index: Which rows.
+        drawn: Columns that are there already.
+    """
+
+    def __init__(self, rows: Rows, index: Array, drawn: dict[str, Array]) -> None:
+        self._rows, self._index, self._drawn = rows, index, drawn
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._drawn:
+            self._drawn[name] = self._rows[name][self._index]
+        return self._drawn[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 def _resampled(

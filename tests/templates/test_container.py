@@ -51,7 +51,15 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["project", "plugin"])
+@pytest.fixture(scope="module")
+def inspection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A defect project as `pegboard new` makes it."""
+    folder = tmp_path_factory.mktemp("inspection") / "my-defect"
+    create(find_template("defect"), folder, {})
+    return folder
+
+
+@pytest.fixture(params=["project", "inspection", "plugin"])
 def shipped(request: pytest.FixtureRequest) -> Path:
     """What each template makes."""
     folder: Path = request.getfixturevalue(request.param)
@@ -132,6 +140,22 @@ def test_the_image_is_given_what_it_serves_and_nothing_else(project: Path, tmp_p
         (full / name).write_text("x")
     own = ["hooks.py", "pegboard.toml", "requirements-serve.txt", "rules/rules.toml"]
     assert context_of(full) == sorted(served + own)
+
+
+def test_an_inspectors_image_is_given_its_region_and_no_picture(
+    inspection: Path, tmp_path: Path
+) -> None:
+    full = shutil.copytree(inspection, tmp_path / "full")
+    for name in ("region.png", "bundle/bundle.json", "pictures/good/1.png", "reviewed.csv", ".env"):
+        (full / name).parent.mkdir(parents=True, exist_ok=True)
+        (full / name).write_text("x")
+    own = ["hooks.py", "pegboard.toml", "requirements-serve.txt"]
+    assert context_of(full) == sorted([*own, "region.png", "bundle/bundle.json"])
+
+
+def test_an_inspection_server_is_not_asked_to_install_what_trains(inspection: Path) -> None:
+    text = (inspection / "requirements-serve.txt").read_text()
+    assert re.findall(r"^pegboard-defect\[(.*)\]$", text, re.M) == ["serve"]
 
 
 def test_a_plugins_image_is_given_its_package_and_a_bundle(plugin: Path, tmp_path: Path) -> None:
@@ -226,7 +250,11 @@ def test_every_variable_of_a_plugins_compose_is_explained(plugin: Path) -> None:
     assert all(kind == "?" or not SECRET.search(name) for name, kind, _ in found)
 
 
-def test_the_two_readmes_have_the_same_sections_and_commands(project: Path) -> None:
+@pytest.mark.parametrize("name", ["project", "inspection"])
+def test_the_two_readmes_have_the_same_sections_and_commands(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    project: Path = request.getfixturevalue(name)
     texts = [(project / f"README{end}.md").read_text(encoding="utf-8") for end in ("", ".zh-CN")]
     sections, commands = [], []
     for text in texts:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from pegboard.cli.scaffold import create, find_template
+from pegboard.hookspecs import HOOKS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", params=["fraud", "plugin"])
+@pytest.fixture(scope="module", params=["defect", "fraud", "moco", "plugin"])
 def generated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of each template, with answers by default."""
     folder = tmp_path_factory.mktemp("generated") / f"my-{request.param}"
@@ -99,9 +102,14 @@ def test_a_generated_plugin_is_listed_and_described_once_installed(
     assert "model.false_alarms" in described.stdout
 
 
-def test_every_hook_of_the_project_is_explained_in_its_readme() -> None:
-    folder = find_template("fraud").folder / "{{cookiecutter.project_slug}}"
-    for name in ("README.md", "README.zh-CN.md"):
-        text = (folder / name).read_text(encoding="utf-8")
-        for hook in ("choose_thresholds", "encode_answer", "after_stage"):
+@pytest.mark.parametrize("name", ["defect", "fraud", "moco"])
+def test_every_hook_of_the_project_is_explained_in_its_readme(name: str) -> None:
+    folder = find_template(name).folder / "{{cookiecutter.project_slug}}"
+    tree = ast.parse(re.sub(r"{{.*?}}", "0", (folder / "hooks.py").read_text(encoding="utf-8")))
+    hooks = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    hooks = [hook for hook in hooks if hook in HOOKS]
+    assert len(hooks) >= 2
+    for readme in ("README.md", "README.zh-CN.md"):
+        text = (folder / readme).read_text(encoding="utf-8")
+        for hook in hooks:
             assert f"`{hook}`" in text

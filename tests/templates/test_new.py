@@ -57,7 +57,7 @@ SLUG = "{{cookiecutter.project_slug}}"
 
 def test_the_templates_are_found_with_their_summary() -> None:
     found = {template.name: template for template in installed_templates()}
-    assert {"fraud", "plugin"} <= set(found)
+    assert {"defect", "fraud", "moco", "plugin"} <= set(found)
     assert found["fraud"].distribution == "pegboard-templates"
     assert (
         found["plugin"].summary
@@ -173,7 +173,7 @@ def test_without_a_terminal_nothing_is_asked(
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["fraud", "plugin"])
+@pytest.mark.parametrize("name", ["defect", "fraud", "moco", "plugin"])
 def test_plain_cookiecutter_makes_the_same_files(tmp_path: Path, name: str, give: Give) -> None:
     subprocess.run(
         [

@@ -46,6 +46,6 @@ def test_the_wheel_holds_what_the_repository_holds(place: str, tmp_path: Path) -
 
 def test_the_templates_bring_their_dotfiles() -> None:
     found = in_the_repository(REPOSITORY / "templates", "pegboard_templates")
-    for name in ("fraud", "plugin"):
+    for name in ("defect", "fraud", "moco", "plugin"):
         project = f"pegboard_templates/{name}/{{{{cookiecutter.project_slug}}}}"
         assert {f"{project}/.gitignore", f"{project}/.github/workflows/ci.yml"} <= found

@@ -1,0 +1,1 @@
+"""Inspection of parts by their pictures: a solution for Pegboard."""

@@ -1,0 +1,1 @@
+"""A backbone from unlabelled pictures (`moco`): a solution for Pegboard."""

@@ -1,0 +1,228 @@
+"""The inspector, from a picture to class probabilities and a map of where the defect is.
+
+B pictures, H x W pixels, C channels, D features, K classes of which the first is good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pegboard.records import Batch
+from pegboard_defect.backbones import Backbone, build_backbone, load_backbone
+from pegboard_defect.data import InspectionDataset
+from pegboard_defect.images import channels_of
+from pegboard_defect.inputs import Normalise, OrientedGradients, Pixels, build_input
+from pegboard_defect.settings import DefectSettings
+
+# --- The inspector --------------------------------------------------------------------------------
+
+
+class Decoder(nn.Module):
+    """From the backbone's maps to one map of where: a feature pyramid (Lin et al., CVPR 2017)."""
+
+    def __init__(self, widths: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(inputs, width, 1) for inputs in widths)
+        last = nn.Conv2d(width, 1, 1)
+        self.smooth = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            last,
+        )
+        # Hardly a pixel is defective: beginning there saves the first epochs (Lin et al., 2017).
+        nn.init.constant_(last.bias, -4.0)  # type: ignore[arg-type]
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Maps (B, D_i, h_i, w_i), finest first -> logits (B, 1, h_0, w_0)."""
+        x = self.lateral[-1](maps[-1])
+        for lateral, finer in zip(list(self.lateral)[-2::-1], maps[-2::-1], strict=True):
+            x = lateral(finer) + functional.interpolate(x, size=finer.shape[-2:], mode="nearest")
+        logits: Tensor = self.smooth(x)
+        return logits
+
+
+class InspectionNet(nn.Module):
+    """Backbone, map of where, decision: trained together, with masks for all, some or no pictures.
+
+    After SegDecNet (Tabernik et al., 2020; Božič et al., Computers in Industry 129, 2021): the
+    decision sees the backbone's features and the map, whose gradient it does not touch. Where
+    no picture has a mask, the map says how much each place speaks for a defect (class activation:
+    Zhou et al., CVPR 2016).
+
+    Args:
+        seen: Makes of pictures what the backbone is given.
+        backbone: Gives maps of features.
+        classes: K.
+        dropout: Share of features left out before the decision.
+        mask_weight: Weight of the masks in the loss; 0 builds no decoder.
+    """
+
+    def __init__(
+        self,
+        seen: Pixels | OrientedGradients,
+        backbone: Backbone,
+        *,
+        classes: int,
+        dropout: float = 0.2,
+        mask_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.normalise = Normalise(seen)
+        self.backbone = backbone
+        self.mask_weight = mask_weight
+        width = max(16, min(64, backbone.widths[0]))
+        self.decoder = Decoder(backbone.widths, width) if mask_weight else None
+        self.dropout = nn.Dropout(dropout)
+        self.decision = nn.Linear(2 * backbone.widths[-1] + 2, classes)
+        self.has_masks: Tensor
+        self.register_buffer("has_masks", torch.zeros(()))
+
+    def fit(self, data: InspectionDataset) -> None:
+        """Measure what is not learnt: brightness, and whether there are masks."""
+        self.normalise.fit(data)
+        if self.mask_weight:
+            self.has_masks.fill_(float(any(part.has_mask for part in data.parts)))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """uint8 (B, H, W, C) -> score (B,), probabilities (B, K), map (B, H, W) and logits."""
+        maps = self.backbone(self.normalise(image))
+        deepest = maps[-1]  # (B, D, h, w)
+        where = self._where(maps)  # (B, 1, h_0, w_0)
+        seen = where.detach().sigmoid() * self.has_masks
+        pooled = torch.cat(
+            [
+                deepest.mean(dim=(2, 3)),
+                deepest.amax(dim=(2, 3)),
+                seen.mean(dim=(2, 3)),
+                seen.amax(dim=(2, 3)),
+            ],
+            dim=1,
+        )
+        decision = self.decision(self.dropout(pooled))  # (B, K)
+        probabilities = decision.softmax(dim=1)
+        return {
+            "score": 1 - probabilities[:, 0],
+            "probabilities": probabilities,
+            "map": self._map(where, deepest, image.shape[1:3]),
+            "where": where,
+            "decision": decision,
+        }
+
+    def _where(self, maps: list[Tensor]) -> Tensor:
+        if self.decoder is None:
+            return torch.zeros_like(maps[0][:, :1])
+        where: Tensor = self.decoder(maps)
+        return where
+
+    def _map(self, where: Tensor, deepest: Tensor, size: torch.Size) -> Tensor:
+        """Return (B, H, W): what the masks taught, or else what the decision looks at."""
+        learnt = _enlarged(where, size).sigmoid()
+        activated = _enlarged(self._activation(deepest), size).sigmoid()
+        return learnt * self.has_masks + activated * (1 - self.has_masks)
+
+    def _activation(self, deepest: Tensor) -> Tensor:
+        """Return (B, 1, h, w): the log odds of a defect if the part were everywhere like here."""
+        features = deepest.shape[1]
+        weight = self.decision.weight
+        both = weight[:, :features] + weight[:, features : 2 * features]
+        logits = functional.conv2d(deepest, both[:, :, None, None], self.decision.bias)
+        return torch.logsumexp(logits[:, 1:], dim=1, keepdim=True) - logits[:, :1]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy of the classes, and of the masks where they are known."""
+        outputs = self(batch.inputs["image"])
+        decision = functional.cross_entropy(outputs["decision"], batch.targets["label"])
+        if self.decoder is None:
+            return {"loss": decision}
+        mask = mask_loss(outputs["where"], batch.targets["mask"], batch.targets["has_mask"])
+        return {
+            "loss": decision + self.mask_weight * mask,
+            "decision": decision,
+            "mask": mask,
+        }
+
+
+def _enlarged(where: Tensor, size: torch.Size) -> Tensor:
+    """(B, 1, h, w) -> (B, H, W)."""
+    large = functional.interpolate(where, size=tuple(size), mode="bilinear", align_corners=False)
+    return large[:, 0]
+
+
+def mask_loss(where: Tensor, mask: Tensor, known: Tensor) -> Tensor:
+    """Cross-entropy and Dice loss (Milletari et al., 3DV 2016) of the pictures with a mask.
+
+    Args:
+        where: Logits (B, 1, h, w).
+        mask: uint8 (B, H, W); a place of the coarser map is defective where any of it is.
+        known: (B,), 1 where the mask is known.
+    """
+    logits = where[:, 0]
+    target = functional.adaptive_max_pool2d(mask.float(), logits.shape[-2:])  # (B, h, w)
+    weight = known / known.sum().clamp(min=1.0)
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    probability = logits.sigmoid() * known[:, None, None]
+    found = (probability * target).sum()
+    dice = 1 - (2 * found + 1) / (probability.sum() + (target * known[:, None, None]).sum() + 1)
+    return (entropy.mean(dim=(1, 2)) * weight).sum() + dice * known.amax()
+
+
+# --- Building -------------------------------------------------------------------------------------
+
+
+def build(settings: DefectSettings, train_data: InspectionDataset | None) -> nn.Module:
+    """Build the model of the task, fitted to the train split unless trained weights will follow."""
+    if settings.model.task == "anomaly":
+        from pegboard_defect import anomaly
+
+        return anomaly.build(
+            settings,
+            lambda: backbone_of(settings, channels_of(settings.data), train_data),
+            train_data,
+        )
+    seen = build_input(settings.data, settings.model.input, settings.model.cell)
+    model = InspectionNet(
+        seen,
+        backbone_of(settings, seen.channels, train_data),
+        classes=len(settings.data.classes),
+        dropout=settings.model.dropout,
+        mask_weight=settings.model.mask_weight,
+    )
+    if settings.model.freeze:
+        model.backbone.requires_grad_(False)
+    if train_data is not None:
+        model.fit(train_data)
+    # A third faster on a CPU. torch's own types do not know the argument.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def backbone_of(
+    settings: DefectSettings, channels: int, train_data: InspectionDataset | None
+) -> Backbone:
+    """Build the backbone for a number of channels, with the user's weights where there are any."""
+    table, data = settings.model, settings.data
+    size = (data.tile, data.tile) if data.tile else data.size
+    backbone = build_backbone(table.backbone, channels, size)
+    # Trained weights follow where there is no train split, and the file need not be there any more.
+    if table.weights is not None and train_data is not None:
+        load_backbone(backbone, table.weights)
+    return backbone
+
+
+class Inspector(nn.Module):
+    """What is deployed: a picture in; score, map and, of classes, probabilities out."""
+
+    def __init__(self, model: nn.Module, outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = outputs
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """uint8 (B, H, W, C) -> the signature's outputs."""
+        found: Mapping[str, Any] = self.model(image)
+        return {name: found[name] for name in self.outputs}

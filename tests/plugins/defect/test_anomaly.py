@@ -1,0 +1,355 @@
+"""Anomaly models: what they answer, learn and remember, by hand where that can be reckoned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pegboard.errors import DataError, SettingsError
+from pegboard.records import Batch, ExportRequest, Sample, Signature, TensorSpec
+from pegboard.targets import onnx
+from pegboard_defect import anomaly
+from pegboard_defect.anomaly import (
+    Draem,
+    PatchCore,
+    UNet,
+    blurred,
+    build,
+    coreset,
+    focal_loss,
+    ssim,
+)
+from pegboard_defect.settings import DefectData, DefectModel, DefectSettings
+
+TINY = {"restoring": (4, 8, 8, 8), "marking": (8, 8, 8, 8)}
+
+
+def noise(count: int, size: tuple[int, int] = (32, 32), channels: int = 1, seed: int = 0) -> Any:
+    generator = np.random.default_rng(seed)
+    pictures = generator.normal(120, 10, (count, *size, channels))
+    return torch.from_numpy(pictures.clip(0, 255).astype(np.uint8))
+
+
+def marked(pictures: Tensor) -> Tensor:
+    """The same with a bright square in each."""
+    changed = pictures.clone()
+    changed[:, 10:18, 12:20] = 220
+    return changed
+
+
+# --- DRAEM ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "channels"), [((32, 32), 1), ((35, 50), 3)])
+def test_draem_answers_pictures_of_any_size(size: Any, channels: int) -> None:
+    model = Draem(channels, **TINY).eval()
+    outputs = model(noise(3, size, channels))
+    assert outputs["score"].shape == (3,)
+    assert outputs["map"].shape == outputs["logits"].shape == (3, *size)
+    assert outputs["restored"].shape == (3, *size, channels)
+    for name in ("score", "map", "restored"):
+        assert ((outputs[name] >= 0) & (outputs[name] <= 1)).all()
+
+
+def test_draems_score_is_the_largest_mean_over_a_window_of_its_map() -> None:
+    outputs = Draem(1, window=3, **TINY).eval()(noise(2))
+    windows = outputs["logits"].unfold(1, 3, 1).unfold(2, 3, 1).mean(dim=(3, 4))
+    assert torch.allclose(outputs["score"], windows.amax(dim=(1, 2)).sigmoid(), atol=1e-6)
+
+
+def test_the_restorer_sees_only_what_fits_through_its_narrowest_level() -> None:
+    x = torch.rand(2, 1, 32, 32)
+    for skips in (False, True):
+        network = UNet(1, 1, (4, 8, 8, 8), skips=skips).eval()
+        network.down[-1] = nn.Sequential(nn.MaxPool2d(2), Zero())
+        one, other = network(x)
+        assert torch.equal(one, other) != skips
+
+
+class Zero(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0
+
+
+def test_draem_learns_to_mark_a_square_and_to_take_it_away() -> None:
+    torch.manual_seed(0)
+    clean = noise(6)
+    image = torch.cat([marked(clean[:3]), clean[3:]])
+    mask = (image != clean).any(dim=3).to(torch.uint8)
+    batch = Batch(inputs={"image": image}, targets={"clean": clean, "mask": mask})
+    model = Draem(1, **TINY)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    first = model.losses(batch)
+    for _ in range(25):
+        losses = model.losses(batch)
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        optimizer.step()
+    assert losses["marking"] < first["marking"] / 4
+    assert losses["restoration"] < first["restoration"]
+    assert losses["loss"].item() == pytest.approx(
+        (losses["marking"] + losses["restoration"]).item()
+    )
+    scores = model(image)["score"]
+    assert scores[:3].min() > 0.5 > scores[3:].max()
+
+
+def test_the_focal_loss_is_the_papers_and_both_kinds_of_pixels_weigh_the_same() -> None:
+    logits = torch.randn(2, 4, 4)
+    mask = torch.zeros(2, 4, 4)
+    mask[0, 0, :3] = 1
+    p = torch.where(mask == 1, logits.sigmoid(), 1 - logits.sigmoid())
+    each = -((1 - p) ** 2) * p.log()
+    by_hand = each[mask == 1].mean() + each[mask == 0].mean()
+    assert focal_loss(logits, mask).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert focal_loss(logits, torch.zeros_like(mask)).isfinite()
+
+
+def test_ssim_is_one_for_equal_pictures_and_the_papers_formula_otherwise() -> None:
+    one, other = torch.rand(2, 1, 7, 7), torch.rand(2, 1, 7, 7)
+    assert torch.allclose(ssim(one, one), torch.ones(2, 1, 1, 1), atol=1e-4)
+    a, b = one[0].double().flatten(), other[0].double().flatten()
+    covariance = ((a - a.mean()) * (b - b.mean())).mean()
+    spreads = a.var(correction=0) + b.var(correction=0)
+    by_hand = (2 * a.mean() * b.mean() + 1e-4) * (2 * covariance + 9e-4)
+    by_hand /= (a.mean() ** 2 + b.mean() ** 2 + 1e-4) * (spreads + 9e-4)
+    assert ssim(one, other)[0].item() == pytest.approx(by_hand.item(), abs=1e-5)
+
+
+# --- PatchCore ------------------------------------------------------------------------------------
+
+
+class Grey(nn.Module):
+    """A backbone whose features are the picture's grey values, at strides like a real one's."""
+
+    def __init__(self, widths: tuple[int, ...] = (1, 1, 1, 1)) -> None:
+        super().__init__()
+        self.widths, self.strides = widths, (2, 4, 8, 16)
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.norm(x)
+        return [
+            nn.functional.avg_pool2d(x, stride).expand(-1, width, -1, -1)
+            for width, stride in zip(self.widths, self.strides, strict=True)
+        ]
+
+
+@dataclass
+class Pictures:
+    """Stands in for a split."""
+
+    images: Tensor
+    parts: list[str] | None = None
+    defective: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        part = str(index) if self.parts is None else self.parts[index]
+        targets = {"defective": np.float32(self.defective), "part": part}
+        return Sample(inputs={"image": self.images[index].numpy()}, targets=targets)
+
+
+def remembering(memory: int = 50, neighbours: int = 3, **options: Any) -> PatchCore:
+    backbone: Any = Grey(**options)
+    return PatchCore(backbone, channels=1, memory=memory, neighbours=neighbours)
+
+
+def fitted(model: PatchCore, data: Any = None) -> PatchCore:
+    model.fit(Pictures(noise(10)) if data is None else data)
+    return model
+
+
+def test_patchcore_tells_defects_from_good_parts_and_says_where() -> None:
+    model = fitted(remembering(), Pictures(noise(40)))
+    good = noise(10, seed=1)
+    fine, bad = model(good), model(marked(good))
+    assert fine["score"].max() < 0.5 < bad["score"].min()
+    assert fine["map"].shape == (10, 32, 32)
+    assert (bad["map"].flatten(1).argmax(dim=1) // 32 - 13.5).abs().max() < 5
+    inside, far = bad["map"][:, 12:16, 14:18], bad["map"][:, 26:, 26:]
+    assert inside.amin(dim=(1, 2)).min() > 0.5
+    assert (inside.amin(dim=(1, 2)) > far.amax(dim=(1, 2))).all()
+
+
+def test_distances_are_those_to_the_nearest_remembered_patch() -> None:
+    model = remembering(memory=700, widths=(1, 5, 4, 1))
+    torch.manual_seed(0)
+    model.memory.normal_()
+    patches = torch.randn(2, 6, 9)
+    expected = torch.cdist(patches, model.memory).amin(dim=2)
+    assert torch.allclose(model._nearest(patches), expected, atol=1e-4)
+
+
+def test_a_distance_is_weighed_by_the_papers_equation() -> None:
+    model = remembering(memory=30, neighbours=4, widths=(1, 5, 4, 1))
+    torch.manual_seed(0)
+    model.memory.normal_()
+    patch = torch.randn(1, 9)
+    near = torch.cdist(patch, model.memory)[0]
+    crowd = torch.cdist(model.memory[near.argmin()][None], model.memory)[0].argsort()[:4]
+    by_hand = near.min() * (1 - near.min().exp() / near[crowd].exp().sum())
+    assert model._weigh(patch, near.min()[None]).item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_one_neighbour_weighs_nothing() -> None:
+    model = remembering(neighbours=1)
+    assert model._weigh(torch.ones(1, 2), torch.tensor([2.5])).item() == 2.5
+
+
+def test_the_memorys_shape_does_not_depend_on_the_data() -> None:
+    few = fitted(remembering(memory=500), Pictures(noise(2)))
+    many = fitted(remembering(memory=500), Pictures(noise(30)))
+    assert few.memory.shape == many.memory.shape == (500, 2)
+    assert torch.equal(few.memory[:64], few.memory[64:128])
+    fresh = remembering(memory=500)
+    fresh.load_state_dict(many.state_dict())
+    picture = noise(2, seed=9)
+    assert torch.equal(fresh(picture)["map"], many(picture)["map"])
+
+
+def test_one_picture_is_enough_to_answer() -> None:
+    outputs = fitted(remembering(memory=5), Pictures(noise(1)))(noise(2))
+    assert outputs["score"].isfinite().all()
+
+
+def test_pictures_of_one_part_are_held_out_together() -> None:
+    parts = [f"p{index // 2}" for index in range(20)]
+    data: Any = Pictures(noise(20), parts)
+    kept, held_out = anomaly._good_pictures(data)
+    assert sorted(kept + held_out) == list(range(20))
+    assert held_out
+    assert not {parts[index] for index in kept} & {parts[index] for index in held_out}
+
+
+def test_defective_parts_are_not_remembered() -> None:
+    with pytest.raises(DataError, match="no good parts"):
+        fitted(remembering(), Pictures(noise(5), defective=0.7))
+
+
+def test_nothing_of_patchcore_moves_in_training() -> None:
+    model = fitted(remembering()).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(noise(4, seed=3))
+    loss = model.losses(Batch(inputs={"image": noise(4)}, targets={}))["loss"]
+    loss.backward()
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_wide_features_are_projected_the_same_way_every_time() -> None:
+    one, other = (remembering(widths=(1, 200, 100, 1)) for _ in range(2))
+    assert one.memory.shape == (50, 256)
+    assert one.project is not None
+    assert torch.equal(one.project, other.project)
+    patches = one._patches(noise(1))
+    assert patches.shape == (1, 256, 8, 8)
+
+
+def test_the_coreset_has_a_patch_of_every_crowd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    crowds = torch.eye(8).repeat_interleave(torch.tensor([500, 3, 1, 90, 2, 1, 40, 1]), dim=0) * 9
+    patches = crowds + torch.rand(crowds.shape, generator=generator) * 0.1
+    chosen = coreset(patches, 8, generator)
+    assert sorted(patches[chosen].argmax(dim=1).tolist()) == list(range(8))
+    assert coreset(patches[:5], 8, generator).tolist() == list(range(5))
+
+
+def test_blurring_keeps_what_is_even_and_spreads_what_is_not() -> None:
+    kernel = anomaly._gaussian(2.0)
+    assert torch.allclose(blurred(torch.ones(1, 1, 9, 9), kernel), torch.ones(1, 1, 9, 9))
+    point = torch.zeros(1, 1, 41, 41)
+    point[0, 0, 20, 20] = 1
+    spread = (blurred(point, kernel)[0, 0].sum(dim=0) * (torch.arange(41) - 20) ** 2).sum()
+    assert spread.sqrt().item() == pytest.approx(2.0, rel=0.03)
+
+
+def test_large_pictures_are_remembered_by_the_tiles_that_the_model_will_see() -> None:
+    image = np.arange(70 * 40, dtype=np.int64).reshape(70, 40, 1)
+    tiles = anomaly._cut(image, 32)
+    assert tiles.shape == (6, 32, 32, 1)
+    assert tiles[0, 0, 0, 0] == 0
+    assert tiles[-1, -1, -1, 0] == 70 * 40 - 1
+    assert len(anomaly._cut(np.zeros((900, 900, 1)), 32)) <= anomaly.TILES
+    assert anomaly._cut(image, 64).shape == (2, 64, 64, 1)
+
+
+# --- Building and export --------------------------------------------------------------------------
+
+
+def settings(**model: Any) -> DefectSettings:
+    return DefectSettings(
+        data=DefectData(size=(32, 32)), model=DefectModel(task="anomaly", memory=40, **model)
+    )
+
+
+def test_draem_is_built_without_a_backbone() -> None:
+    def refuse() -> Any:
+        raise AssertionError
+
+    assert isinstance(build(settings(), refuse, None), Draem)
+
+
+def test_patchcore_is_built_and_fitted_where_there_are_data(tmp_path: Path) -> None:
+    wanted = settings(method="patchcore", weights=tmp_path / "backbone.safetensors")
+    backbone, data = (lambda: Grey()), Pictures(noise(10))
+    empty: Any = build(wanted, backbone, None)  # type: ignore[arg-type, return-value]
+    full: Any = build(wanted, backbone, data)  # type: ignore[arg-type, return-value]
+    assert not empty.memory.any()
+    assert full.memory.any()
+    empty.load_state_dict(full.state_dict())
+
+
+def test_patchcore_without_pretrained_weights_is_refused_with_the_remedy() -> None:
+    with pytest.raises(SettingsError, match=r"model\.weights.*pegboard pretrain.*draem"):
+        build(settings(method="patchcore"), lambda: Grey(), None)  # type: ignore[arg-type, return-value]
+
+
+class Deployed(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        outputs = self.model(image)
+        return {"score": outputs["score"], "map": outputs["map"]}
+
+
+def wide_patchcore() -> PatchCore:
+    from pegboard_defect.backbones import build_backbone
+
+    torch.manual_seed(0)
+    model = PatchCore(build_backbone("tiny", 1, (32, 40)), channels=1, memory=700, neighbours=3)
+    return fitted(model, Pictures(noise(12, (32, 40))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [lambda: Draem(1, **TINY), wide_patchcore])
+def test_the_exported_graph_equals_torch_at_any_batch_size(make: Any, tmp_path: Path) -> None:
+    model = Deployed(make()).eval()
+    size = (32, 40)
+    signature = Signature(
+        inputs=(TensorSpec(name="image", dtype="uint8", shape=("batch", *size, 1), high=255.0),),
+        outputs=(
+            TensorSpec(name="score", dtype="float32", shape=("batch",)),
+            TensorSpec(name="map", dtype="float32", shape=("batch", *size)),
+        ),
+    )
+    (target,) = onnx.deploy_targets()
+    request = ExportRequest(deployable=model, signature=signature, folder=tmp_path)
+    predictor = target.load(target.export(request), signature)
+    for count in (1, 5):
+        x = marked(noise(count, size, seed=count))
+        with torch.no_grad():
+            expected = model(x)
+        for name, array in predictor({"image": x.numpy()}).items():
+            assert np.allclose(array, expected[name].numpy(), rtol=1e-4, atol=1e-5), name
