@@ -50,12 +50,29 @@ size = [300, 300]
 {augmentation}
 
 [model]
+input = "gradients"
+cell = 8
+backbone = "small"
+layout = 10
+mixup = 0.2
+mirrored = true
+mask_weight = 0.0
 {model}
 
 [train]
+epochs = 34
 keep = "last"
 devices = 1
 seed = {seed}
+"""
+
+NO_BASELINES = """from pegboard import hookimpl
+
+
+@hookimpl(wrapper=True)
+def build_baselines():
+    yield
+    return []
 """
 
 MOCO = """solution = "moco"
@@ -149,7 +166,7 @@ def measured(variant: str, seed: int, progress: Progress) -> Run:
         folder / "pegboard.toml",
         PROJECT.format(augmentation=VARIANTS[variant], model=model, seed=seed),
     )
-    hooks = HOOKS if variant == "augmented" else ""
+    hooks = HOOKS if variant == "augmented" else NO_BASELINES
     atomic_write(folder / "hooks.py", hooks)
     run = open_run(open_project(folder), progress)
     run_stages(run, "evaluate", progress)

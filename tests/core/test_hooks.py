@@ -43,6 +43,7 @@ FIRST_RESULT = {
     "settings_type": (),
     "prepare_data": ("settings", "progress"),
     "load_split": ("settings", "split"),
+    "draw_sample": ("settings", "sample"),
     "collate": ("settings", "samples"),
     "build_model": ("settings", "train_data"),
     "compute_loss": ("settings", "model", "batch"),

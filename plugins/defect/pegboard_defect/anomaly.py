@@ -1,14 +1,14 @@
-"""Models that see good parts only: `Draem` learns from simulated defects, `PatchCore` remembers.
+"""Models that see good parts only: they remember their patches, and how far others are from them.
 
-Both take pictures as they are and answer how far they are from good ones, and where. B pictures,
-H height, W width, C channels, D features, P patches of a picture, M remembered patches.
+Patches are compared by what a pretrained backbone says of them, or without one by which way their
+edges run and how bright they are. B pictures, H height, W width, C channels, D features, P patches
+of a picture, M remembered patches.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,189 +16,101 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pegboard.errors import DataError, SettingsError
-from pegboard.records import Array, Batch
+from pegboard.records import Array
 from pegboard_defect.backbones import Backbone
 from pegboard_defect.data import InspectionDataset
 from pegboard_defect.images import channels_of
-from pegboard_defect.inputs import Normalise, Pixels
+from pegboard_defect.inputs import Normalise, OrientedGradients, Pixels
 from pegboard_defect.settings import DefectSettings
 from pegboard_defect.tiling import places
 
-# --- DRAEM: restore the picture, compare, mark what differs ---------------------------------------
+# --- What patches are compared by -----------------------------------------------------------------
+
+STAGES = (1, 2)
+"""The backbone's maps that are compared: the first sees too little, the last too little detail."""
 
 
-class Block(nn.Sequential):
-    """3 x 3 convolutions: (B, inputs, H, W) -> (B, width, H, W), halved by a stride of 2."""
+class Surface(nn.Module):
+    """uint8 (B, H, W, C) -> float (B, 6 + 4 C, H / cell, W / cell): how a surface is at each place.
 
-    def __init__(self, inputs: int, width: int, *, stride: int = 1, depth: int = 2) -> None:
-        layers: list[nn.Module] = []
-        for index in range(depth):
-            first = index == 0
-            layers += [
-                nn.Conv2d(
-                    inputs if first else width, width, 3, stride if first else 1, 1, bias=False
-                ),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            ]
-        super().__init__(*layers)
-
-
-class UNet(nn.Module):
-    """An encoder and a decoder, with or without shortcuts (Ronneberger et al., MICCAI 2015).
-
-    It works at half the picture's size: four neighbouring pixels are the channels of one place,
-    which loses nothing and takes a quarter of the time.
-
-    Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        widths: Of each level; the second is a half, the third a quarter, ... of the first's size.
-        skips: Whether the decoder sees what the encoder saw. Without them only what fits through
-            the narrowest level comes out.
-    """
-
-    def __init__(self, inputs: int, outputs: int, widths: Sequence[int], *, skips: bool) -> None:
-        super().__init__()
-        self.skips = skips
-        # The first level, where pixels are many, has one convolution on each side.
-        self.down = nn.ModuleList([Block(4 * inputs, widths[0], depth=1)])
-        self.up = nn.ModuleList()
-        for level, (width, below) in enumerate(pairwise(widths)):
-            self.down.append(Block(width, below, stride=2))
-            above = Block(width + below if skips else below, width, depth=2 if level else 1)
-            self.up.insert(0, above)
-        self.head = nn.Conv2d(widths[0], 4 * outputs, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H, W); both sides multiples of 2 ** levels."""
-        x = functional.pixel_unshuffle(x, 2)
-        seen = []
-        for block in self.down:
-            x = block(x)
-            seen.append(x)
-        for block, shortcut in zip(self.up, reversed(seen[:-1]), strict=True):
-            x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
-            x = block(torch.cat([x, shortcut], dim=1) if self.skips else x)
-        return functional.pixel_shuffle(self.head(x), 2)
-
-
-class Draem(nn.Module):
-    """Restores the good picture behind a defective one and marks where the two differ.
-
-    Zavrtanik, Kristan and Skocaj, DRAEM, ICCV 2021. Both networks learn from defects simulated on
-    good pictures (`simulate`), so neither needs pretrained weights.
+    Which way its edges run and how strong they are (see `OrientedGradients`), how bright it is, how
+    much that varies, and its extremes, against the whole picture: lamps may differ. None of it is
+    learnt, so it needs no pretrained weights.
 
     Args:
         channels: C.
-        restoring: Widths of the levels of the network that restores.
-        marking: The same for the one that marks.
-        window: Side of the square that the map's logits are averaged over before the largest
-            counts as the picture's score; odd.
+        cell: Side of the squares that are compared, in pixels.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        restoring: Sequence[int] = (12, 24, 48, 64),
-        marking: Sequence[int] = (16, 32, 64, 96),
-        window: int = 5,
-    ) -> None:
+    def __init__(self, channels: int, cell: int) -> None:
         super().__init__()
-        self.restorer = UNet(channels, channels, restoring, skips=False)
-        self.marker = UNet(2 * channels, 1, marking, skips=True)
-        self.multiple = 2 ** max(len(restoring), len(marking))
-        self.window = window
+        self.edges = OrientedGradients(channels, cell, positions=False)
+        self.cell = cell
+        self.channels = OrientedGradients.HARMONICS + 1 + 4 * channels
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """See how far pictures are from good ones.
-
-        Args:
-            image: uint8 (B, H, W, C), both sides at least 32.
-
-        Returns:
-            `score` (B,) and `map` (B, H, W) in [0, 1]; `logits` (B, H, W); `restored`
-            (B, H, W, C) in [0, 1], as the picture would be if it were good.
-        """
-        logits, restored = self._compare(image)
-        smooth = functional.avg_pool2d(logits, self.window, 1)
-        return {
-            "score": smooth.amax(dim=(1, 2, 3)).sigmoid(),
-            "map": logits[:, 0].sigmoid(),
-            "logits": logits[:, 0],
-            "restored": restored.clamp(0, 1).permute(0, 2, 3, 1),
-        }
-
-    def _compare(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, 1, H, W) and the restored picture (B, C, H, W)."""
-        height, width = image.shape[1:3]
-        x = image.permute(0, 3, 1, 2).float() / 255 - 0.5
-        missing = (0, -width % self.multiple, 0, -height % self.multiple)
-        x = functional.pad(x, missing, mode="reflect")
-        restored = self.restorer(x)
-        logits = self.marker(torch.cat([x, restored], dim=1))
-        return logits[:, :, :height, :width], restored[:, :, :height, :width] + 0.5
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Compare what was restored with the clean picture, and the marks with the mask.
-
-        Args:
-            batch: Simulated pictures, with the targets `clean`, uint8 (B, H, W, C), and `mask`,
-                uint8 (B, H, W).
-
-        Returns:
-            Scalars: `loss`, the sum of `restoration` (squared error and 1 - SSIM) and `marking`
-            (focal).
-        """
-        logits, restored = self._compare(batch.inputs["image"])
-        clean = batch.targets["clean"].permute(0, 3, 1, 2).float() / 255
-        squared = functional.mse_loss(restored, clean)
-        restoration = squared + (1 - ssim(restored, clean)).mean()
-        marking = focal_loss(logits[:, 0], batch.targets["mask"].float())
-        return {"loss": restoration + marking, "restoration": restoration, "marking": marking}
+    def forward(self, image: Tensor) -> Tensor:
+        """See the class."""
+        edges = self.edges(image)[:, : OrientedGradients.HARMONICS + 1]
+        pixels = image.permute(0, 3, 1, 2).float() / 64  # (B, C, H, W)
+        whole = pixels.mean(dim=(2, 3), keepdim=True)
+        spread = (pixels - whole).square().mean(dim=(2, 3), keepdim=True).sqrt() + 0.05
+        bright = functional.avg_pool2d(pixels, self.cell)
+        square = functional.avg_pool2d(pixels.square(), self.cell)
+        varies = (square - bright.square()).clamp(min=0).sqrt()
+        brightest = functional.max_pool2d(pixels, self.cell)
+        darkest = -functional.max_pool2d(-pixels, self.cell)
+        levels = torch.cat(
+            [level - whole for level in (bright, brightest, darkest)] + [varies], dim=1
+        )
+        return torch.cat([edges, levels / spread.repeat(1, 4, 1, 1)], dim=1)
 
 
-def ssim(one: Tensor, other: Tensor, window: int = 7) -> Tensor:
-    """Return the structural similarity of pictures in [0, 1]: (B, C, H, W) twice -> (B, C, h, w).
-
-    Wang et al., IEEE Transactions on Image Processing, 2004, with a square window.
-    """
-
-    def mean(x: Tensor) -> Tensor:
-        # One axis after the other takes a third of the time.
-        return functional.avg_pool2d(functional.avg_pool2d(x, (window, 1), 1), (1, window), 1)
-
-    a, b = mean(one), mean(other)
-    spreads = mean(one * one) - a * a + mean(other * other) - b * b
-    common = mean(one * other) - a * b
-    c1, c2 = 0.01**2, 0.03**2
-    return (2 * a * b + c1) * (2 * common + c2) / ((a * a + b * b + c1) * (spreads + c2))
-
-
-def focal_loss(logits: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:
-    """Return the focal loss (Lin et al., ICCV 2017), with both classes of pixels weighing the same.
+class SurfaceFeatures(nn.Module):
+    """`Surface`, each channel of zero mean and unit variance on good parts.
 
     Args:
-        logits: (B, H, W)
-        mask: 0 or 1. (B, H, W)
-        gamma: How much less a pixel counts that is right already.
-
-    Returns:
-        The mean over the good pixels plus the mean over the defective ones: a defect of a few
-        pixels would be nothing beside a picture of thousands.
+        channels: C.
+        cell: Side of the squares that are compared, in pixels.
     """
-    wrong = functional.binary_cross_entropy_with_logits(logits, mask, reduction="none")
-    focal = (1 - torch.exp(-wrong)) ** gamma * wrong
-    defective = (focal * mask).sum() / mask.sum().clamp(min=1)
-    good = (focal * (1 - mask)).sum() / (1 - mask).sum().clamp(min=1)
-    return defective + good
+
+    def __init__(self, channels: int, cell: int) -> None:
+        super().__init__()
+        self.normalise = Normalise(Surface(channels, cell))
+        self.width, self.stride = self.normalise.channels, cell
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 (B, H, W, C) -> (B, D, h, w)."""
+        features: Tensor = self.normalise(image)
+        return features
+
+
+class BackboneFeatures(nn.Module):
+    """Two stages of a pretrained backbone, each averaged over 3 x 3 places, one beside the other.
+
+    Args:
+        backbone: Maps (B, C, H, W) to maps of features; pretrained, or this does not work.
+        channels: C.
+    """
+
+    def __init__(self, backbone: Backbone, channels: int) -> None:
+        super().__init__()
+        self.normalise = Normalise(Pixels(channels))
+        self.backbone = backbone.requires_grad_(False)
+        self.width = sum(backbone.widths[stage] for stage in STAGES)
+        self.stride = backbone.strides[STAGES[0]]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 (B, H, W, C) -> (B, D, h, w)."""
+        maps = self.backbone(self.normalise(image))
+        fine, coarse = (functional.avg_pool2d(maps[stage], 3, 1, 1) for stage in STAGES)
+        coarse = functional.interpolate(
+            coarse, size=fine.shape[2:], mode="bilinear", align_corners=False
+        )
+        return torch.cat([fine, coarse], dim=1)
 
 
 # --- PatchCore: remember patches of good parts, measure how far others are from them --------------
 
-STAGES = (1, 2)
-"""The backbone's maps that are compared: the first sees too little, the last too little detail."""
 WIDEST = 256
 """Features of a patch at most; wider ones are projected."""
 CANDIDATES = 20_000
@@ -222,8 +134,7 @@ class PatchCore(nn.Module):
     `fit` fills the buffers.
 
     Args:
-        backbone: Maps (B, C, H, W) to maps of features; pretrained, or this does not work.
-        channels: C.
+        features: What patches are compared by; has `width` D, `stride` in pixels, `normalise`.
         memory: M.
         neighbours: Remembered patches around the nearest one that a score is weighed by; 1 weighs
             nothing.
@@ -231,13 +142,17 @@ class PatchCore(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, *, channels: int, memory: int, neighbours: int, tile: int = 0
+        self,
+        features: SurfaceFeatures | BackboneFeatures,
+        *,
+        memory: int,
+        neighbours: int,
+        tile: int = 0,
     ) -> None:
         super().__init__()
-        self.normalise = Normalise(Pixels(channels))
-        self.backbone = backbone.requires_grad_(False)
+        self.features = features
         self.neighbours, self.tile = min(neighbours, memory), tile
-        width = sum(backbone.widths[stage] for stage in STAGES)
+        width = features.width
         self.project: Tensor | None
         self.register_buffer("project", _projection(width, WIDEST) if width > WIDEST else None)
         self.memory: Tensor
@@ -250,7 +165,7 @@ class PatchCore(nn.Module):
         self.register_buffer("usual", torch.ones(()))
         self.register_buffer("usual_score", torch.ones(()))
         # As wide as in the paper, where a patch is 8 pixels and the Gaussian's deviation 4.
-        self.register_buffer("blur", _gaussian(backbone.strides[STAGES[0]] / 2))
+        self.register_buffer("blur", _gaussian(features.stride / 2))
         self.eval()
 
     def train(self, mode: bool = True) -> PatchCore:
@@ -276,21 +191,11 @@ class PatchCore(nn.Module):
             "map": where / (where + self.usual),
         }
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return nothing to minimise: `loss` is 0, with a gradient for nobody."""
-        return {"loss": torch.zeros((), device=self.memory.device, requires_grad=True)}
-
     # ----------------------------------------------------------------- what is seen
 
     def _patches(self, image: Tensor) -> Tensor:
-        """Return features of patches (B, D, h, w): two stages, each averaged over 3 x 3 places."""
-        maps = self.backbone(self.normalise(image))
-        chosen = [functional.avg_pool2d(maps[stage], 3, 1, 1) for stage in STAGES]
-        fine, coarse = chosen
-        coarse = functional.interpolate(
-            coarse, size=fine.shape[2:], mode="bilinear", align_corners=False
-        )
-        features = torch.cat([fine, coarse], dim=1)
+        """Return features of patches (B, D, h, w)."""
+        features: Tensor = self.features(image)
         if self.project is not None:
             features = torch.einsum("bdhw,de->behw", features, self.project)
         # Around zero, squares are small and their differences exact.
@@ -334,7 +239,7 @@ class PatchCore(nn.Module):
         Raises:
             DataError: There is no good part.
         """
-        self.normalise.fit(data)
+        self.features.normalise.fit(data)
         kept, held_out = _good_pictures(data)
         if not held_out:
             raise DataError(
@@ -496,21 +401,20 @@ def build(
         DataError: The train split has no good part.
     """
     table, channels = settings.model, channels_of(settings.data)
-    if table.method == "draem":
-        return Draem(channels)
-    if table.weights is None:
+    features: SurfaceFeatures | BackboneFeatures
+    if table.method == "surface":
+        features = SurfaceFeatures(channels, table.patch)
+    elif table.weights is None:
         raise SettingsError(
             "patchcore needs a pretrained backbone, and there is none",
             where="model.weights",
             remedy="run 'pegboard pretrain' and set it to its backbone.safetensors, set it to a "
-            'timm checkpoint, or set model.method = "draem"',
+            'timm checkpoint, or set model.method = "surface"',
         )
+    else:
+        features = BackboneFeatures(backbone_factory(), channels)
     model = PatchCore(
-        backbone_factory(),
-        channels=channels,
-        memory=table.memory,
-        neighbours=table.neighbours,
-        tile=settings.data.tile,
+        features, memory=table.memory, neighbours=table.neighbours, tile=settings.data.tile
     )
     if train_data is not None:
         model.fit(train_data)

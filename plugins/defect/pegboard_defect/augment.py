@@ -18,6 +18,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import albumentations as A
 import cv2
+import numpy as np
 
 from pegboard.records import Array
 
@@ -145,9 +146,11 @@ def change(image: Array, mask: Array, preset: str) -> tuple[Array, Array]:
     """
     pipeline = _pipeline(preset, image.shape[2] == 1)
     pipeline.set_random_seed(random.getrandbits(32))
-    changed = pipeline(image=image, mask=mask)
-    array = changed["image"]
-    return array.reshape(*array.shape[:2], image.shape[2]), changed["mask"]
+    # Most parts are good, and moving an empty mask would cost as much as moving a picture.
+    marked = bool(mask.any())
+    changed = pipeline(image=image, mask=mask) if marked else pipeline(image=image)
+    array = changed["image"].reshape(*changed["image"].shape[:2], image.shape[2])
+    return array, changed["mask"] if marked else np.zeros(array.shape[:2], np.uint8)
 
 
 @lru_cache(maxsize=2 * len(PRESETS))

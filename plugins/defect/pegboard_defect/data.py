@@ -274,15 +274,13 @@ def _is_good(part: Part, data: DefectData) -> bool:
 
 
 def augment(settings: DefectSettings, sample: Sample) -> Sample:
-    """Change a training picture as its line would, cut a tile, and simulate an anomaly if asked."""
+    """Change a training picture as its line would, and cut a tile where asked."""
     from pegboard_defect.augment import change
 
     image, mask = change(sample.inputs["image"], sample.targets["mask"], settings.data.augmentation)
     changed = replace(sample, inputs={"image": image}, targets={**sample.targets, "mask": mask})
     if settings.data.tile:
         changed = cut_tile(changed, settings.data.tile)
-    if settings.model.task == "anomaly" and settings.model.method == "draem":
-        changed = with_anomaly(changed)
     return changed
 
 
@@ -298,13 +296,3 @@ def cut_tile(sample: Sample, side: int) -> Sample:
         good[0] = 1.0
         targets |= {"label": good, "defective": np.float32(0.0)}
     return replace(sample, inputs={"image": np.ascontiguousarray(image[place])}, targets=targets)
-
-
-def with_anomaly(sample: Sample) -> Sample:
-    """Simulate an anomaly on a good picture, and keep what was there before as `clean`."""
-    from pegboard_defect.simulate import simulate
-
-    clean = sample.inputs["image"]
-    image, mask = simulate(clean, np.random.default_rng(random.getrandbits(63)))
-    targets = {**sample.targets, "clean": clean, "mask": mask, "has_mask": np.float32(1.0)}
-    return replace(sample, inputs={"image": image}, targets=targets)

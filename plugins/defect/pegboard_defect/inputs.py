@@ -15,6 +15,10 @@ from torch.nn import functional
 from pegboard_defect.images import channels_of
 from pegboard_defect.settings import DefectData
 
+FAINTEST = 1e-5
+"""Squared gradient that counts as none: a twentieth of the smallest that grey levels have. The
+exporter to ONNX takes additions below 1e-8 for nothing, and a flat picture would divide by zero."""
+
 STATISTICS_RECORDS = 500
 """Training pictures that mean and spread are measured on."""
 
@@ -55,21 +59,20 @@ class OrientedGradients(nn.Module):
         self.cell = cell
         self.positions = positions
 
+    @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
+        if torch.compiler.is_exporting():
+            return self._see(image)
+        # One by one they stay in the cache: three times faster.
+        return torch.cat([self._see(one) for one in torch.split(image, 1)])
+
+    def _see(self, image: Tensor) -> Tensor:
         pixels = image.permute(0, 3, 1, 2).float() / 64  # (B, C, H, W)
-        strength, cosine, sine = _edges(pixels.mean(dim=1, keepdim=True))
-        # Of twice the angle, because an edge has an orientation and no direction.
-        cosine2, sine2 = cosine.square() - sine.square(), 2 * cosine * sine
-        cosine4, sine4 = cosine2.square() - sine2.square(), 2 * cosine2 * sine2
-        harmonics = torch.cat(
-            [strength, *(strength * wave for wave in (cosine2, sine2, cosine4, sine4))], dim=1
-        )
-        harmonics = functional.avg_pool2d(harmonics, self.cell)
+        harmonics = functional.avg_pool2d(_harmonics(pixels.mean(dim=1, keepdim=True)), self.cell)
         near = _mean_nearby(harmonics[:, :1], self.NEAR)
         seen = functional.avg_pool2d(pixels, self.cell)
-        places = self._places(seen)
-        return torch.cat([harmonics / (near + 0.05), near, seen, places], dim=1)
+        return torch.cat([harmonics / (near + 0.05), near, seen, self._places(seen)], dim=1)
 
     def _places(self, maps: Tensor) -> Tensor:
         """Return the distance from the middle as shares of height and width, (B, 2, h, w)."""
@@ -80,18 +83,29 @@ class OrientedGradients(nn.Module):
         return places.expand(count, -1, -1, -1)
 
 
-def _edges(grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, 1, H, W) -> strength of the gradient, cosine and sine of its angle, each the same."""
+def _harmonics(grey: Tensor) -> Tensor:
+    """(B, 1, H, W) -> (B, 5, H, W): m, m cos 2a, m sin 2a, m cos 4a, m sin 4a of the gradient.
+
+    m is its strength and a its angle; twice the angle, because an edge has an orientation and no
+    direction.
+    """
     padded = functional.pad(grey, (1, 1, 1, 1), mode="replicate")
     right = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
     down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
-    strength = (right.square() + down.square() + 1e-8).sqrt()
-    return strength, right / strength, down / strength
+    square = right * right + down * down + FAINTEST
+    inverse = square.rsqrt()
+    cosine2 = (right * right - down * down) * inverse
+    sine2 = 2 * right * down * inverse
+    cosine4 = (cosine2 * cosine2 - sine2 * sine2) * inverse
+    sine4 = 2 * cosine2 * sine2 * inverse
+    return torch.cat([square * inverse, cosine2, sine2, cosine4, sine4], dim=1)
 
 
 def _mean_nearby(maps: Tensor, side: int) -> Tensor:
     """Average (B, D, h, w) over squares around each place, first down, then right."""
-    half = side // 2
+    # ONNX Runtime continues an edge no farther than the map is large.
+    half = min(side // 2, *(length - 1 for length in maps.shape[-2:]))
+    side = 2 * half + 1
     padded = functional.pad(maps, (half, half, half, half), mode="replicate")
     return functional.avg_pool2d(functional.avg_pool2d(padded, (side, 1), 1), (1, side), 1)
 
@@ -103,10 +117,10 @@ class Normalise(nn.Module):
         seen: Makes (B, D, h, w) of pictures; has `channels`, D.
     """
 
-    def __init__(self, seen: Pixels | OrientedGradients) -> None:
+    def __init__(self, seen: nn.Module) -> None:
         super().__init__()
         self.seen = seen
-        self.channels = seen.channels
+        self.channels = int(seen.channels)  # type: ignore[arg-type]
         self.mean: Tensor
         self.scale: Tensor
         self.register_buffer("mean", torch.zeros(self.channels, 1, 1))

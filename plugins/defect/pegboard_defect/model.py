@@ -47,6 +47,40 @@ class Decoder(nn.Module):
         return logits
 
 
+class Layout(nn.Module):
+    """What lies where, for parts that always lie alike: (B, D, h, w) -> logits (B, K).
+
+    A hidden layer over a coarse grid, as support vector machines see histograms of gradients. The
+    backbone finds the same defect anywhere; this one knows that a line here belongs to the part.
+
+    Args:
+        channels: D.
+        grid: Cells a side.
+        classes: K.
+        hidden: Units of the hidden layer.
+    """
+
+    def __init__(self, channels: int, grid: int, classes: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.grid = grid
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.BatchNorm1d(channels * grid**2),
+            nn.Dropout(0.3),
+            nn.Linear(channels * grid**2, hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """See the class."""
+        side = [max(1, length // self.grid) for length in seen.shape[-2:]]
+        coarse = functional.avg_pool2d(seen, side)[:, :, : self.grid, : self.grid]
+        logits: Tensor = self.layers(coarse)
+        return logits
+
+
 class InspectionNet(nn.Module):
     """Backbone, map of where, decision: trained together, with masks for all, some or no pictures.
 
@@ -61,6 +95,8 @@ class InspectionNet(nn.Module):
         classes: K.
         dropout: Share of features left out before the decision.
         mask_weight: Weight of the masks in the loss; 0 builds no decoder.
+        mixup: How much training pictures are mixed; 0 mixes none.
+        layout: Cells a side of the grid that places are told apart by; 0: they are not.
     """
 
     def __init__(
@@ -71,14 +107,17 @@ class InspectionNet(nn.Module):
         classes: int,
         dropout: float = 0.2,
         mask_weight: float = 1.0,
+        mixup: float = 0.0,
+        layout: int = 0,
     ) -> None:
         super().__init__()
         self.normalise = Normalise(seen)
         self.backbone = backbone
-        self.mask_weight = mask_weight
+        self.mask_weight, self.mixup = mask_weight, mixup
         width = max(16, min(64, backbone.widths[0]))
         self.decoder = Decoder(backbone.widths, width) if mask_weight else None
         self.dropout = nn.Dropout(dropout)
+        self.layout = Layout(seen.channels, layout, classes) if layout else None
         self.decision = nn.Linear(2 * backbone.widths[-1] + 2, classes)
         self.has_masks: Tensor
         self.register_buffer("has_masks", torch.zeros(()))
@@ -91,25 +130,31 @@ class InspectionNet(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """uint8 (B, H, W, C) -> score (B,), probabilities (B, K), map (B, H, W) and logits."""
-        maps = self.backbone(self.normalise(image))
+        return self._judge(self.normalise(image), image.shape[1:3])
+
+    def _judge(self, seen: Tensor, size: torch.Size) -> dict[str, Tensor]:
+        """What the backbone is given (B, D, h, w), and the map's size -> see `forward`."""
+        maps = self.backbone(seen)
         deepest = maps[-1]  # (B, D, h, w)
         where = self._where(maps)  # (B, 1, h_0, w_0)
-        seen = where.detach().sigmoid() * self.has_masks
+        marked = where.detach().sigmoid() * self.has_masks
         pooled = torch.cat(
             [
                 deepest.mean(dim=(2, 3)),
                 deepest.amax(dim=(2, 3)),
-                seen.mean(dim=(2, 3)),
-                seen.amax(dim=(2, 3)),
+                marked.mean(dim=(2, 3)),
+                marked.amax(dim=(2, 3)),
             ],
             dim=1,
         )
         decision = self.decision(self.dropout(pooled))  # (B, K)
+        if self.layout is not None:
+            decision = decision + self.layout(seen)
         probabilities = decision.softmax(dim=1)
         return {
             "score": 1 - probabilities[:, 0],
             "probabilities": probabilities,
-            "map": self._map(where, deepest, image.shape[1:3]),
+            "map": self._map(where, deepest, size),
             "where": where,
             "decision": decision,
         }
@@ -136,16 +181,33 @@ class InspectionNet(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy of the classes, and of the masks where they are known."""
-        outputs = self(batch.inputs["image"])
-        decision = functional.cross_entropy(outputs["decision"], batch.targets["label"])
+        image, targets = batch.inputs["image"], batch.targets
+        tensors = [self.normalise(image), targets["label"]]
+        if self.decoder is not None:
+            tensors += [targets["mask"].float(), targets["has_mask"]]
+        if self.mixup:
+            tensors = mix(self.mixup, *tensors)
+        outputs = self._judge(tensors[0], image.shape[1:3])
+        decision = functional.cross_entropy(outputs["decision"], tensors[1])
         if self.decoder is None:
             return {"loss": decision}
-        mask = mask_loss(outputs["where"], batch.targets["mask"], batch.targets["has_mask"])
-        return {
-            "loss": decision + self.mask_weight * mask,
-            "decision": decision,
-            "mask": mask,
-        }
+        where = mask_loss(outputs["where"], *tensors[2:])
+        return {"loss": decision + self.mask_weight * where, "decision": decision, "mask": where}
+
+
+def mix(strength: float, *tensors: Tensor) -> list[Tensor]:
+    """Mix each picture with another of its batch, and what is true of them in the same proportion.
+
+    mixup (Zhang et al., ICLR 2018), on what the backbone is given.
+
+    Args:
+        strength: alpha of the beta distribution (alpha, alpha) that the proportion is drawn from.
+        tensors: (B, ...) each.
+    """
+    alpha = torch.tensor(strength, device=tensors[0].device)
+    share = torch.distributions.Beta(alpha, alpha).sample()
+    others = torch.randperm(len(tensors[0]), device=tensors[0].device)
+    return [share * tensor + (1 - share) * tensor[others] for tensor in tensors]
 
 
 def _enlarged(where: Tensor, size: torch.Size) -> Tensor:
@@ -159,11 +221,11 @@ def mask_loss(where: Tensor, mask: Tensor, known: Tensor) -> Tensor:
 
     Args:
         where: Logits (B, 1, h, w).
-        mask: uint8 (B, H, W); a place of the coarser map is defective where any of it is.
-        known: (B,), 1 where the mask is known.
+        mask: (B, H, W) in [0, 1]; a place of the coarser map is as defective as any of it is.
+        known: (B,), 1 where the mask is known, a share where one of two mixed ones is.
     """
     logits = where[:, 0]
-    target = functional.adaptive_max_pool2d(mask.float(), logits.shape[-2:])  # (B, h, w)
+    target = functional.adaptive_max_pool2d(mask, logits.shape[-2:])  # (B, h, w)
     weight = known / known.sum().clamp(min=1.0)
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     probability = logits.sigmoid() * known[:, None, None]
@@ -192,6 +254,8 @@ def build(settings: DefectSettings, train_data: InspectionDataset | None) -> nn.
         classes=len(settings.data.classes),
         dropout=settings.model.dropout,
         mask_weight=settings.model.mask_weight,
+        mixup=settings.model.mixup,
+        layout=settings.model.layout,
     )
     if settings.model.freeze:
         model.backbone.requires_grad_(False)

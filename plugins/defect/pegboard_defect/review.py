@@ -152,10 +152,12 @@ class Session:
 
 # --------------------------------------------------------------------------- heat maps
 
+RED = 0.45
+"""Where on the scale of colors a place begins to count as defective."""
+
 # Positions, then red, green, blue and opacity: the part shows through where nothing is seen. Dark
 # violet to yellow differs in lightness, too, so it does not take colour vision.
-_STOPS = (0.0, 0.15, 0.45, 0.75, 1.0)
-_RED = _STOPS[2]
+_STOPS = (0.0, 0.15, RED, 0.75, 1.0)
 _COLORS = (
     (87, 16, 110, 0),
     (87, 16, 110, 60),
@@ -165,37 +167,40 @@ _COLORS = (
 )
 
 
-def coarse(where: Array) -> Array:
-    """Return the peak of a map (H, W) of 0 to 1 in each cell: uint8 (CELLS, CELLS).
+def coarse(where: Array, threshold: float = RED) -> Array:
+    """Return the peak of a map in each of CELLS x CELLS cells.
 
     A mean would hide a defect that is smaller than a cell.
+
+    Args:
+        where: Map values (H, W) of 0 to 1.
+        threshold: The value from which on a place counts as defective. It becomes RED, before
+            values are rounded: it may be far below 1, where few of 256 levels would be left.
+
+    Returns:
+        uint8 (CELLS, CELLS), 255 for 1.
     """
     rows, columns = (np.arange(CELLS) * side // CELLS for side in where.shape)
     peaks = np.maximum.reduceat(np.maximum.reduceat(where, rows, axis=0), columns, axis=1)
-    cells: Array = (peaks * 255).round().astype(np.uint8)
+    scaled = np.interp(peaks, (0.0, threshold, 1.0), (0.0, RED, 1.0))
+    cells: Array = (scaled * 255).round().astype(np.uint8)
     return cells
 
 
-def color_heat(heat: Array, threshold: float = _RED) -> bytes:
-    """Make a heat map a smooth PNG that is the more opaque the more it sees.
-
-    Args:
-        heat: Map values as uint8 (h, w), 255 for 1.
-        threshold: The map value from which on a place counts as defective; it is red.
-    """
+def color_heat(heat: Array) -> bytes:
+    """Make a heat map, uint8 (h, w), a smooth PNG that is the more opaque the more it sees."""
     from PIL import Image
 
     from pegboard_defect.images import as_png
 
     side = (HEAT_SIDE, HEAT_SIDE)
     smooth = np.asarray(Image.fromarray(heat).resize(side, Image.Resampling.BICUBIC))
-    return as_png(_palette(threshold)[smooth])
+    return as_png(_palette()[smooth])
 
 
 @lru_cache(maxsize=1)
-def _palette(threshold: float) -> Array:
-    # A threshold may be far below 1, where a plain scale would show nothing.
-    levels = np.interp(np.linspace(0, 1, 256), (0.0, threshold, 1.0), (0.0, _RED, 1.0))
+def _palette() -> Array:
+    levels = np.linspace(0, 1, 256)
     channels = [np.interp(levels, _STOPS, channel) for channel in zip(*_COLORS, strict=True)]
     return np.stack(channels, axis=1).round().astype(np.uint8)
 
@@ -571,7 +576,7 @@ def score(
                 score=float(value),
                 certainty=abs(float(value) - threshold),
                 predicted=_predicted(answer, classes),
-                heat=coarse(where),
+                heat=coarse(where, answerer.thresholds["pixel"]),
             )
 
 
@@ -607,7 +612,7 @@ def queue_of(scored: Sequence[Scored], settings: DefectSettings, thresholds: Thr
         items=tuple(items),
         classes=settings.data.classes,
         picture=lambda key: show(by_key[key].part.image),
-        heat=lambda key: color_heat(by_key[key].heat, thresholds["pixel"]),
+        heat=lambda key: color_heat(by_key[key].heat),
         write=partial(write_label, file),
         threshold=thresholds["defect"],
         place=str(file),

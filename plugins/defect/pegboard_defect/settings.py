@@ -122,18 +122,28 @@ class DefectModel(ModelSettings):
         description="Judge every picture four times, mirrored, and take the mean: surer, slower.",
     )
     dropout: Share = Field(default=0.2, description="Share of features left out before deciding.")
+    layout: NonNegativeInt = Field(
+        default=0,
+        description="Cells a side of a grid by which places of the part are told apart, for parts "
+        "that always lie alike; 0: a defect is one anywhere.",
+    )
+    mixup: NonNegativeFloat = Field(
+        default=0.0, description="How much training pictures are mixed with one another; 0: not."
+    )
     mask_weight: NonNegativeFloat = Field(
         default=1.0, description="Weight of the masks in the loss of classify and segment."
     )
-    method: Literal["draem", "patchcore"] = Field(
-        default="draem",
-        description="For anomaly: draem needs no pretrained weights, patchcore needs weights.",
+    method: Literal["surface", "patchcore"] = Field(
+        default="surface",
+        description="What patches of an anomaly model are compared by: edges and brightness, which "
+        "needs no weights, or the backbone, which needs model.weights.",
     )
+    patch: PositiveInt = Field(default=8, description="Side of the patches of surface, in pixels.")
     memory: PositiveInt = Field(
-        default=2000, description="Patches of good parts that patchcore remembers."
+        default=2000, description="Patches of good parts that an anomaly model remembers."
     )
     neighbours: PositiveInt = Field(
-        default=5, description="Remembered patches that patchcore weighs a score by."
+        default=5, description="Remembered patches that its score is weighed by."
     )
     threshold: Literal["cost", "escape"] = Field(
         default="cost",

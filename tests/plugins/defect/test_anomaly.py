@@ -12,22 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from pegboard.errors import DataError, SettingsError
-from pegboard.records import Batch, ExportRequest, Sample, Signature, TensorSpec
+from pegboard.records import ExportRequest, Sample, Signature, TensorSpec
 from pegboard.targets import onnx
 from pegboard_defect import anomaly
 from pegboard_defect.anomaly import (
-    Draem,
+    BackboneFeatures,
     PatchCore,
-    UNet,
+    Surface,
+    SurfaceFeatures,
     blurred,
     build,
     coreset,
-    focal_loss,
-    ssim,
 )
 from pegboard_defect.settings import DefectData, DefectModel, DefectSettings
-
-TINY = {"restoring": (4, 8, 8, 8), "marking": (8, 8, 8, 8)}
 
 
 def noise(count: int, size: tuple[int, int] = (32, 32), channels: int = 1, seed: int = 0) -> Any:
@@ -43,83 +40,34 @@ def marked(pictures: Tensor) -> Tensor:
     return changed
 
 
-# --- DRAEM ----------------------------------------------------------------------------------------
+# --- What patches are compared by -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "channels"), [((32, 32), 1), ((35, 50), 3)])
-def test_draem_answers_pictures_of_any_size(size: Any, channels: int) -> None:
-    model = Draem(channels, **TINY).eval()
-    outputs = model(noise(3, size, channels))
-    assert outputs["score"].shape == (3,)
-    assert outputs["map"].shape == outputs["logits"].shape == (3, *size)
-    assert outputs["restored"].shape == (3, *size, channels)
-    for name in ("score", "map", "restored"):
-        assert ((outputs[name] >= 0) & (outputs[name] <= 1)).all()
+def test_a_surface_is_described_by_edges_and_brightness_at_each_place() -> None:
+    features = Surface(3, 8)
+    described = features(noise(2, (48, 64), 3))
+    assert described.shape == (2, 18, 6, 8)
+    assert described.isfinite().all()
 
 
-def test_draems_score_is_the_largest_mean_over_a_window_of_its_map() -> None:
-    outputs = Draem(1, window=3, **TINY).eval()(noise(2))
-    windows = outputs["logits"].unfold(1, 3, 1).unfold(2, 3, 1).mean(dim=(3, 4))
-    assert torch.allclose(outputs["score"], windows.amax(dim=(1, 2)).sigmoid(), atol=1e-6)
+def test_lamps_may_differ_but_a_dark_place_does_not_go_unseen() -> None:
+    features = Surface(1, 8)
+    picture = noise(1).float()
+    plain = features(picture.to(torch.uint8))
+    brighter = features((picture * 1.2 + 10).to(torch.uint8))
+    assert (plain - brighter).abs().mean() < 0.15
+    spoilt = picture.clone()
+    spoilt[:, 8:16, 8:16] -= 60
+    change = (features(spoilt.to(torch.uint8)) - plain).abs().mean(dim=1)[0]
+    assert change[1, 1] > 5 * change[3, 3]
 
 
-def test_the_restorer_sees_only_what_fits_through_its_narrowest_level() -> None:
-    x = torch.rand(2, 1, 32, 32)
-    for skips in (False, True):
-        network = UNet(1, 1, (4, 8, 8, 8), skips=skips).eval()
-        network.down[-1] = nn.Sequential(nn.MaxPool2d(2), Zero())
-        one, other = network(x)
-        assert torch.equal(one, other) != skips
-
-
-class Zero(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 0
-
-
-def test_draem_learns_to_mark_a_square_and_to_take_it_away() -> None:
-    torch.manual_seed(0)
-    clean = noise(6)
-    image = torch.cat([marked(clean[:3]), clean[3:]])
-    mask = (image != clean).any(dim=3).to(torch.uint8)
-    batch = Batch(inputs={"image": image}, targets={"clean": clean, "mask": mask})
-    model = Draem(1, **TINY)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
-    first = model.losses(batch)
-    for _ in range(25):
-        losses = model.losses(batch)
-        optimizer.zero_grad()
-        losses["loss"].backward()
-        optimizer.step()
-    assert losses["marking"] < first["marking"] / 4
-    assert losses["restoration"] < first["restoration"]
-    assert losses["loss"].item() == pytest.approx(
-        (losses["marking"] + losses["restoration"]).item()
-    )
-    scores = model(image)["score"]
-    assert scores[:3].min() > 0.5 > scores[3:].max()
-
-
-def test_the_focal_loss_is_the_papers_and_both_kinds_of_pixels_weigh_the_same() -> None:
-    logits = torch.randn(2, 4, 4)
-    mask = torch.zeros(2, 4, 4)
-    mask[0, 0, :3] = 1
-    p = torch.where(mask == 1, logits.sigmoid(), 1 - logits.sigmoid())
-    each = -((1 - p) ** 2) * p.log()
-    by_hand = each[mask == 1].mean() + each[mask == 0].mean()
-    assert focal_loss(logits, mask).item() == pytest.approx(by_hand.item(), rel=1e-5)
-    assert focal_loss(logits, torch.zeros_like(mask)).isfinite()
-
-
-def test_ssim_is_one_for_equal_pictures_and_the_papers_formula_otherwise() -> None:
-    one, other = torch.rand(2, 1, 7, 7), torch.rand(2, 1, 7, 7)
-    assert torch.allclose(ssim(one, one), torch.ones(2, 1, 1, 1), atol=1e-4)
-    a, b = one[0].double().flatten(), other[0].double().flatten()
-    covariance = ((a - a.mean()) * (b - b.mean())).mean()
-    spreads = a.var(correction=0) + b.var(correction=0)
-    by_hand = (2 * a.mean() * b.mean() + 1e-4) * (2 * covariance + 9e-4)
-    by_hand /= (a.mean() ** 2 + b.mean() ** 2 + 1e-4) * (spreads + 9e-4)
-    assert ssim(one, other)[0].item() == pytest.approx(by_hand.item(), abs=1e-5)
+def test_surfaces_alone_tell_defects_from_good_parts() -> None:
+    model = fitted(PatchCore(SurfaceFeatures(1, 4), memory=60, neighbours=3), Pictures(noise(40)))
+    good = noise(10, seed=1)
+    fine, bad = model(good), model(marked(good))
+    assert fine["score"].max() < 0.5 < bad["score"].min()
+    assert bad["map"][:, 10:18, 12:20].mean() > 2 * bad["map"][:, 22:, :10].mean()
 
 
 # --- PatchCore ------------------------------------------------------------------------------------
@@ -160,7 +108,7 @@ class Pictures:
 
 def remembering(memory: int = 50, neighbours: int = 3, **options: Any) -> PatchCore:
     backbone: Any = Grey(**options)
-    return PatchCore(backbone, channels=1, memory=memory, neighbours=neighbours)
+    return PatchCore(BackboneFeatures(backbone, 1), memory=memory, neighbours=neighbours)
 
 
 def fitted(model: PatchCore, data: Any = None) -> PatchCore:
@@ -239,8 +187,6 @@ def test_nothing_of_patchcore_moves_in_training() -> None:
     model = fitted(remembering()).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model(noise(4, seed=3))
-    loss = model.losses(Batch(inputs={"image": noise(4)}, targets={}))["loss"]
-    loss.backward()
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -292,11 +238,12 @@ def settings(**model: Any) -> DefectSettings:
     )
 
 
-def test_draem_is_built_without_a_backbone() -> None:
+def test_without_weights_surfaces_are_compared_and_no_backbone_is_built() -> None:
     def refuse() -> Any:
         raise AssertionError
 
-    assert isinstance(build(settings(), refuse, None), Draem)
+    model: Any = build(settings(), refuse, None)
+    assert isinstance(model.features, SurfaceFeatures)
 
 
 def test_patchcore_is_built_and_fitted_where_there_are_data(tmp_path: Path) -> None:
@@ -310,7 +257,7 @@ def test_patchcore_is_built_and_fitted_where_there_are_data(tmp_path: Path) -> N
 
 
 def test_patchcore_without_pretrained_weights_is_refused_with_the_remedy() -> None:
-    with pytest.raises(SettingsError, match=r"model\.weights.*pegboard pretrain.*draem"):
+    with pytest.raises(SettingsError, match=r"model\.weights.*pegboard pretrain.*surface"):
         build(settings(method="patchcore"), lambda: Grey(), None)  # type: ignore[arg-type, return-value]
 
 
@@ -328,12 +275,18 @@ def wide_patchcore() -> PatchCore:
     from pegboard_defect.backbones import build_backbone
 
     torch.manual_seed(0)
-    model = PatchCore(build_backbone("tiny", 1, (32, 40)), channels=1, memory=700, neighbours=3)
+    features = BackboneFeatures(build_backbone("tiny", 1, (32, 40)), 1)
+    model = PatchCore(features, memory=700, neighbours=3)
+    return fitted(model, Pictures(noise(12, (32, 40))))
+
+
+def surface_model() -> PatchCore:
+    model = PatchCore(SurfaceFeatures(1, 8), memory=40, neighbours=3)
     return fitted(model, Pictures(noise(12, (32, 40))))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [lambda: Draem(1, **TINY), wide_patchcore])
+@pytest.mark.parametrize("make", [surface_model, wide_patchcore])
 def test_the_exported_graph_equals_torch_at_any_batch_size(make: Any, tmp_path: Path) -> None:
     model = Deployed(make()).eval()
     size = (32, 40)

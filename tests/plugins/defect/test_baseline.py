@@ -160,8 +160,8 @@ def test_it_stays_well_behind_on_the_embedded_pictures() -> None:
         pictures.label = np.array([int(kind is not None) for kind in kinds])
         return pictures
 
-    predictor = baseline.fit_threshold(drawn(0, 90), drawn(1, 9), task="anomaly")
-    assert area(predictor, drawn(2, 110)) < 0.88
+    predictor = baseline.fit_threshold(drawn(0, 60), drawn(1, 6), task="anomaly")
+    assert area(predictor, drawn(2, 80)) < 0.9
 
 
 def test_it_needs_no_torch() -> None:

@@ -15,8 +15,10 @@ from pegboard_defect.inputs import Normalise, OrientedGradients, Pixels
 from pegboard_defect.model import (
     InspectionNet,
     Inspector,
+    Layout,
     build,
     mask_loss,
+    mix,
 )
 from pegboard_defect.settings import DefectModel, DefectSettings
 
@@ -80,7 +82,8 @@ def test_a_flipped_picture_gives_flipped_gradients_with_the_sine_turned() -> Non
 def test_either_input_trains_and_answers(
     generated: DefectSettings, dataset: data.InspectionDataset, what: str
 ) -> None:
-    settings = DefectSettings(data=generated.data, model=DefectModel(input=what, cell=2))
+    table = DefectModel(input=what, cell=2, layout=5)
+    settings = DefectSettings(data=generated.data, model=table)
     model = build(settings, dataset)
     batch = stack([dataset[index] for index in range(4)])
     assert model.losses(batch)["loss"].isfinite()  # type: ignore[operator]
@@ -115,6 +118,7 @@ def test_the_decision_does_not_touch_the_map(
 def test_a_defect_of_one_pixel_is_not_lost_on_the_coarser_map() -> None:
     mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
     mask[0, 17, 33] = 1
+    mask = mask.float()
     right, wrong = torch.full((1, 1, 32, 32), -20.0), torch.full((1, 1, 32, 32), -20.0)
     right[0, 0, 8, 16] = 20.0
     wrong[0, 0, 8, 17] = 20.0
@@ -173,13 +177,44 @@ def test_a_frozen_backbone_does_not_learn(generated: DefectSettings) -> None:
 def test_the_exported_inspector_answers_as_the_trained_one(
     generated: DefectSettings, dataset: data.InspectionDataset, tmp_path: Path, what: str
 ) -> None:
-    settings = DefectSettings(data=generated.data, model=DefectModel(input=what))
+    table = DefectModel(input=what, layout=0 if what == "pixels" else 5)
+    settings = DefectSettings(data=generated.data, model=table)
     deployable = Inspector(build(settings, dataset).eval(), outputs_of(generated))
     contract = signature(generated)
     path = onnx.export(ExportRequest(deployable=deployable, signature=contract, folder=tmp_path))
     predictor = onnx.load(path, contract)
-    for batch in (1, 5):
-        inputs = contract.example(seed=batch, batch=batch)
+    flat = {"image": np.full((1, 48, 48, 1), 90, np.uint8)}
+    for inputs in (flat, contract.example(seed=1, batch=1), contract.example(seed=2, batch=5)):
         expected = deployable(torch.from_numpy(inputs["image"]))
         for name, found in predictor(inputs).items():
             np.testing.assert_allclose(found, expected[name].detach().numpy(), atol=1e-4)
+
+
+def test_mixing_keeps_picture_and_label_in_one_proportion() -> None:
+    torch.manual_seed(1)
+    pictures = torch.arange(4.0)[:, None, None, None].expand(4, 1, 2, 2)
+    labels = torch.eye(4)
+    mixed, label = mix(1.0, pictures, labels)
+    torch.testing.assert_close(label.sum(dim=1), torch.ones(4))
+    torch.testing.assert_close(mixed[:, 0, 0, 0], (label * torch.arange(4.0)).sum(dim=1))
+    assert not torch.equal(label, labels)
+
+
+def test_mixed_training_has_a_gradient(
+    generated: DefectSettings, dataset: data.InspectionDataset
+) -> None:
+    settings = DefectSettings(data=generated.data, model=DefectModel(mixup=0.3))
+    model = build(settings, dataset)
+    losses = model.losses(stack([dataset[index] for index in range(6)]))  # type: ignore[operator]
+    losses["loss"].backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_layout_tells_places_apart() -> None:
+    torch.manual_seed(0)
+    layout = Layout(1, 5, 2).eval()
+    here, there = torch.zeros(1, 1, 23, 23), torch.zeros(1, 1, 23, 23)
+    here[0, 0, 2, 2] = 100.0
+    there[0, 0, 18, 18] = 100.0
+    assert layout(here).shape == (1, 2)
+    assert (layout(here) - layout(there)).abs().max() > 0.01

@@ -747,13 +747,17 @@ def test_a_heat_map_is_opaque_where_it_sees_and_clear_elsewhere() -> None:
     assert pixels[64, 64, 3] > 150 and pixels[200, 200, 3] == 0
 
 
-@pytest.mark.parametrize("threshold", [0.02, 0.45, 0.9])
-def test_a_place_that_counts_as_defective_is_red(threshold: float) -> None:
-    where = np.full((32, 32), round(255 * threshold), dtype=np.uint8)
-    red, green, blue, opacity = np.asarray(Image.open(io.BytesIO(color_heat(where, threshold))))[
-        0, 0
-    ]
-    assert red > 190 and red > 2 * max(green, blue) and opacity > 130
+@pytest.mark.parametrize("threshold", [0.001, 0.45, 0.9])
+def test_a_place_that_counts_as_defective_is_red_and_one_that_nearly_does_is_not(
+    threshold: float,
+) -> None:
+    def color(value: float) -> Any:
+        cells = review.coarse(np.full((64, 64), value, dtype=np.float32), threshold)
+        return np.asarray(Image.open(io.BytesIO(color_heat(cells))))[0, 0].astype(int)
+
+    red, green, blue, opacity = color(threshold)
+    assert red > 200 and red > 2 * max(green, blue) and opacity > 140
+    assert color(threshold * 0.8)[0] < 180
 
 
 def test_people_see_more_of_a_picture_than_the_model(tmp_path: Path) -> None:

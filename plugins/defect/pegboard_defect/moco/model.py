@@ -23,10 +23,10 @@ from torch.nn import functional
 
 from pegboard.records import Batch
 from pegboard_defect.backbones import Backbone, build_backbone
+from pegboard_defect.inputs import Normalise, OrientedGradients, Pixels, build_input
 from pegboard_defect.moco.augment import two_views
 from pegboard_defect.moco.data import MocoDataset
 from pegboard_defect.moco.settings import BackboneName, MocoData, MocoSettings
-from pegboard_defect.model import Normalise, OrientedGradients, Pixels, seen_of
 
 # --- Heads ----------------------------------------------------------------------------------------
 
@@ -160,8 +160,7 @@ class MocoNet(nn.Module):
 
     def fit(self, train_data: MocoDataset, total_steps: int) -> None:
         """Measure brightness and contrast, and note how long training will take."""
-        # It looks at pictures alone, which are the same here.
-        self.normalise.fit(cast(Any, train_data))
+        self.normalise.fit(train_data)
         self.total_steps.fill_(total_steps)
 
     def embed(self, image: Tensor) -> Tensor:
@@ -329,8 +328,9 @@ def build(settings: MocoSettings, train_data: MocoDataset | None) -> MocoNet:
     )
     if train_data is not None:
         model.fit(train_data, steps_of(settings, len(train_data)))
-    # A third faster on CPUs, and what tensor cores want.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # Not in its stubs.
+    # A quarter faster on CPUs, and what tensor cores want; FSDP refuses weights that lie so.
+    if settings.train.strategy != "fsdp":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # In no stub.
     return model
 
 
@@ -338,10 +338,10 @@ def untrained(
     settings: MocoSettings, name: BackboneName, *, freeze_patches: bool = False
 ) -> tuple[Pixels | OrientedGradients, Backbone]:
     """Return what makes of pictures what a backbone is given, and the backbone, weights random."""
-    # It looks at what both solutions have and call the same.
-    seen = seen_of(cast(Any, settings))
-    cell = 1 if settings.model.input == "pixels" else settings.model.cell
-    size = (settings.data.size[0] // cell, settings.data.size[1] // cell)
+    table, data = settings.model, settings.data
+    seen = build_input(data, table.input, table.cell)
+    cell = 1 if table.input == "pixels" else table.cell
+    size = (data.size[0] // cell, data.size[1] // cell)
     return seen, build_backbone(name, seen.channels, size, freeze_patches=freeze_patches)
 
 

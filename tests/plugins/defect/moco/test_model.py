@@ -17,6 +17,7 @@ from pegboard.optimization import adamw_with_cosine
 from pegboard.records import Batch, ExportRequest
 from pegboard.targets import onnx
 from pegboard_defect.backbones import build_backbone
+from pegboard_defect.inputs import Pixels
 from pegboard_defect.moco.deploy import signature
 from pegboard_defect.moco.model import (
     Embedder,
@@ -31,7 +32,6 @@ from pegboard_defect.moco.model import (
     symmetric_loss,
 )
 from pegboard_defect.moco.settings import MocoData, MocoModel, MocoSettings, MocoTrain
-from pegboard_defect.model import Pixels
 
 DATA = MocoData(size=(32, 32))
 
