@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -282,6 +283,7 @@ def test_an_interrupt_is_one_sentence_and_leaves_nothing(
     hooks = """
 import time
 from pathlib import Path
+from typing import Any
 from pegboard import hookimpl
 from pegboard.files import atomic_path
 
@@ -425,3 +427,24 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> No
         raise OSError(28, "No space left on device")
     assert path.read_text() == "old"
     assert nothing_half_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("pegboard_defect.data", "defect"),
+        ("pegboard_defect.moco.data", "moco"),
+        ("pegboard_defect.moco", "moco"),
+        ("pegboard_fraud.data", "fraud"),
+    ],
+)
+def test_of_two_plugins_in_a_distribution_the_one_that_failed_is_blamed(
+    module: str, name: str
+) -> None:
+    code = "def fail():\n    raise ValueError('odd')\n"
+    scope: dict[str, Any] = {"__name__": module}
+    exec(code, scope)
+    try:
+        scope["fail"]()
+    except ValueError as error:
+        assert f"the plugin '{name}' failed in 'fail'" in str(explain(error))
