@@ -61,6 +61,7 @@ mask_weight = 0.0
 
 [train]
 epochs = 34
+batch_size = 32
 keep = "last"
 devices = 1
 seed = {seed}

@@ -20,7 +20,7 @@ from pegboard.records import Array
 from pegboard_defect.backbones import Backbone
 from pegboard_defect.data import InspectionDataset
 from pegboard_defect.images import channels_of
-from pegboard_defect.inputs import Normalise, OrientedGradients, Pixels
+from pegboard_defect.inputs import Normalise, OrientedGradients, Pixels, build_input
 from pegboard_defect.settings import DefectSettings
 from pegboard_defect.tiling import places
 
@@ -88,16 +88,16 @@ class BackboneFeatures(nn.Module):
     """Two stages of a pretrained backbone, each averaged over 3 x 3 places, one beside the other.
 
     Args:
-        backbone: Maps (B, C, H, W) to maps of features; pretrained, or this does not work.
-        channels: C.
+        seen: Makes of pictures what the backbone is given.
+        backbone: Makes maps of features of that; pretrained, or this does not work.
     """
 
-    def __init__(self, backbone: Backbone, channels: int) -> None:
+    def __init__(self, seen: Pixels | OrientedGradients, backbone: Backbone) -> None:
         super().__init__()
-        self.normalise = Normalise(Pixels(channels))
+        self.normalise = Normalise(seen)
         self.backbone = backbone.requires_grad_(False)
         self.width = sum(backbone.widths[stage] for stage in STAGES)
-        self.stride = backbone.strides[STAGES[0]]
+        self.stride = seen.stride * backbone.strides[STAGES[0]]
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 (B, H, W, C) -> (B, D, h, w)."""
@@ -386,14 +386,15 @@ def _cut(image: Array, side: int) -> Array:
 
 def build(
     settings: DefectSettings,
-    backbone_factory: Callable[[], Backbone],
+    backbone_factory: Callable[[int], Backbone],
     train_data: InspectionDataset | None,
 ) -> nn.Module:
     """Build the anomaly model, fitted to the train split unless trained weights will follow.
 
     Args:
         settings: `model.method` chooses.
-        backbone_factory: Builds the backbone with the user's weights; only patchcore calls it.
+        backbone_factory: Builds the backbone for a number of channels, with the user's weights;
+            only patchcore calls it.
         train_data: Good parts.
 
     Raises:
@@ -412,7 +413,8 @@ def build(
             'timm checkpoint, or set model.method = "surface"',
         )
     else:
-        features = BackboneFeatures(backbone_factory(), channels)
+        seen = build_input(settings.data, table.input, table.cell)
+        features = BackboneFeatures(seen, backbone_factory(seen.channels))
     model = PatchCore(
         features, memory=table.memory, neighbours=table.neighbours, tile=settings.data.tile
     )

@@ -28,7 +28,7 @@ class Pixels(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.stride = channels, 1
 
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
@@ -56,7 +56,7 @@ class OrientedGradients(nn.Module):
     def __init__(self, channels: int, cell: int, *, positions: bool) -> None:
         super().__init__()
         self.channels = self.HARMONICS + 1 + channels + 2
-        self.cell = cell
+        self.cell = self.stride = cell
         self.positions = positions
 
     @torch.no_grad()

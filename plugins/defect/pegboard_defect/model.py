@@ -15,7 +15,6 @@ from torch.nn import functional
 from pegboard.records import Batch
 from pegboard_defect.backbones import Backbone, build_backbone, load_backbone
 from pegboard_defect.data import InspectionDataset
-from pegboard_defect.images import channels_of
 from pegboard_defect.inputs import Normalise, OrientedGradients, Pixels, build_input
 from pegboard_defect.settings import DefectSettings
 
@@ -129,14 +128,23 @@ class InspectionNet(nn.Module):
             self.has_masks.fill_(float(any(part.has_mask for part in data.parts)))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """uint8 (B, H, W, C) -> score (B,), probabilities (B, K), map (B, H, W) and logits."""
-        return self._judge(self.normalise(image), image.shape[1:3])
+        """uint8 (B, H, W, C) -> score (B,), probabilities (B, K) and map (B, H, W)."""
+        where, deepest, decision = self._judge(self.normalise(image))
+        probabilities = decision.softmax(dim=1)
+        return {
+            "score": 1 - probabilities[:, 0],
+            "probabilities": probabilities,
+            "map": self._map(where, deepest, image.shape[1:3]),
+        }
 
-    def _judge(self, seen: Tensor, size: torch.Size) -> dict[str, Tensor]:
-        """What the backbone is given (B, D, h, w), and the map's size -> see `forward`."""
+    def _judge(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits of where (B, 1, h_0, w_0), features (B, D, h, w), logits of classes (B, K).
+
+        Args:
+            seen: What the backbone is given.
+        """
         maps = self.backbone(seen)
-        deepest = maps[-1]  # (B, D, h, w)
-        where = self._where(maps)  # (B, 1, h_0, w_0)
+        deepest, where = maps[-1], self._where(maps)
         marked = where.detach().sigmoid() * self.has_masks
         pooled = torch.cat(
             [
@@ -147,17 +155,10 @@ class InspectionNet(nn.Module):
             ],
             dim=1,
         )
-        decision = self.decision(self.dropout(pooled))  # (B, K)
+        decision = self.decision(self.dropout(pooled))
         if self.layout is not None:
             decision = decision + self.layout(seen)
-        probabilities = decision.softmax(dim=1)
-        return {
-            "score": 1 - probabilities[:, 0],
-            "probabilities": probabilities,
-            "map": self._map(where, deepest, size),
-            "where": where,
-            "decision": decision,
-        }
+        return where, deepest, decision
 
     def _where(self, maps: list[Tensor]) -> Tensor:
         if self.decoder is None:
@@ -181,18 +182,18 @@ class InspectionNet(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy of the classes, and of the masks where they are known."""
-        image, targets = batch.inputs["image"], batch.targets
-        tensors = [self.normalise(image), targets["label"]]
+        targets = batch.targets
+        tensors = [self.normalise(batch.inputs["image"]), targets["label"]]
         if self.decoder is not None:
             tensors += [targets["mask"].float(), targets["has_mask"]]
         if self.mixup:
             tensors = mix(self.mixup, *tensors)
-        outputs = self._judge(tensors[0], image.shape[1:3])
-        decision = functional.cross_entropy(outputs["decision"], tensors[1])
+        where, _, decision = self._judge(tensors[0])
+        classes = functional.cross_entropy(decision, tensors[1])
         if self.decoder is None:
-            return {"loss": decision}
-        where = mask_loss(outputs["where"], *tensors[2:])
-        return {"loss": decision + self.mask_weight * where, "decision": decision, "mask": where}
+            return {"loss": classes}
+        mask = mask_loss(where, *tensors[2:])
+        return {"loss": classes + self.mask_weight * mask, "decision": classes, "mask": mask}
 
 
 def mix(strength: float, *tensors: Tensor) -> list[Tensor]:
@@ -243,9 +244,7 @@ def build(settings: DefectSettings, train_data: InspectionDataset | None) -> nn.
         from pegboard_defect import anomaly
 
         return anomaly.build(
-            settings,
-            lambda: backbone_of(settings, channels_of(settings.data), train_data),
-            train_data,
+            settings, lambda channels: backbone_of(settings, channels, train_data), train_data
         )
     seen = build_input(settings.data, settings.model.input, settings.model.cell)
     model = InspectionNet(

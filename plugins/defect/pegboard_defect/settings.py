@@ -102,7 +102,7 @@ class DefectModel(ModelSettings):
         "as good parts are.",
     )
     input: Literal["pixels", "gradients"] = Field(
-        default="pixels",
+        default="gradients",
         description="What the backbone is given: the picture, or which way its edges run, which "
         "learns thin defects from few pictures.",
     )
@@ -110,7 +110,7 @@ class DefectModel(ModelSettings):
         default=4, description="Side of the squares that gradients are averaged over, in pixels."
     )
     backbone: Literal["tiny", "small", "resnet18", "resnet34", "resnet50", "vit_tiny"] = Field(
-        default="tiny", description="Network that sees; resnet* and vit* have timm's names."
+        default="small", description="Network that sees; resnet* and vit* have timm's names."
     )
     weights: ProjectPath | None = Field(
         default=None,
@@ -166,8 +166,8 @@ class DefectModel(ModelSettings):
 class DefectTrain(TrainSettings):
     """`[train]`, with what suits a small network on a few thousand pictures."""
 
-    epochs: PositiveInt = Field(default=20, description="Passes over the train split.")
-    batch_size: PositiveInt = Field(default=32, description="Pictures per optimiser step.")
+    epochs: PositiveInt = Field(default=40, description="Passes over the train split.")
+    batch_size: PositiveInt = Field(default=16, description="Pictures per optimiser step.")
     lr: PositiveFloat = Field(default=2e-3, description="Peak learning rate.")
     weight_decay: NonNegativeFloat = Field(default=0.05, description="Decoupled weight decay.")
     clip_grad_norm: NonNegativeFloat = Field(default=5.0, description="Largest gradient norm.")

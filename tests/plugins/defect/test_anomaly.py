@@ -24,6 +24,7 @@ from pegboard_defect.anomaly import (
     build,
     coreset,
 )
+from pegboard_defect.inputs import Pixels
 from pegboard_defect.settings import DefectData, DefectModel, DefectSettings
 
 
@@ -108,7 +109,7 @@ class Pictures:
 
 def remembering(memory: int = 50, neighbours: int = 3, **options: Any) -> PatchCore:
     backbone: Any = Grey(**options)
-    return PatchCore(BackboneFeatures(backbone, 1), memory=memory, neighbours=neighbours)
+    return PatchCore(BackboneFeatures(Pixels(1), backbone), memory=memory, neighbours=neighbours)
 
 
 def fitted(model: PatchCore, data: Any = None) -> PatchCore:
@@ -234,12 +235,13 @@ def test_large_pictures_are_remembered_by_the_tiles_that_the_model_will_see() ->
 
 def settings(**model: Any) -> DefectSettings:
     return DefectSettings(
-        data=DefectData(size=(32, 32)), model=DefectModel(task="anomaly", memory=40, **model)
+        data=DefectData(size=(32, 32)),
+        model=DefectModel(task="anomaly", memory=40, input="pixels", **model),
     )
 
 
 def test_without_weights_surfaces_are_compared_and_no_backbone_is_built() -> None:
-    def refuse() -> Any:
+    def refuse(channels: int) -> Any:
         raise AssertionError
 
     model: Any = build(settings(), refuse, None)
@@ -248,7 +250,7 @@ def test_without_weights_surfaces_are_compared_and_no_backbone_is_built() -> Non
 
 def test_patchcore_is_built_and_fitted_where_there_are_data(tmp_path: Path) -> None:
     wanted = settings(method="patchcore", weights=tmp_path / "backbone.safetensors")
-    backbone, data = (lambda: Grey()), Pictures(noise(10))
+    backbone, data = (lambda channels: Grey()), Pictures(noise(10))
     empty: Any = build(wanted, backbone, None)  # type: ignore[arg-type, return-value]
     full: Any = build(wanted, backbone, data)  # type: ignore[arg-type, return-value]
     assert not empty.memory.any()
@@ -258,7 +260,7 @@ def test_patchcore_is_built_and_fitted_where_there_are_data(tmp_path: Path) -> N
 
 def test_patchcore_without_pretrained_weights_is_refused_with_the_remedy() -> None:
     with pytest.raises(SettingsError, match=r"model\.weights.*pegboard pretrain.*surface"):
-        build(settings(method="patchcore"), lambda: Grey(), None)  # type: ignore[arg-type, return-value]
+        build(settings(method="patchcore"), lambda channels: Grey(), None)  # type: ignore[arg-type, return-value]
 
 
 class Deployed(nn.Module):
@@ -275,7 +277,7 @@ def wide_patchcore() -> PatchCore:
     from pegboard_defect.backbones import build_backbone
 
     torch.manual_seed(0)
-    features = BackboneFeatures(build_backbone("tiny", 1, (32, 40)), 1)
+    features = BackboneFeatures(Pixels(1), build_backbone("tiny", 1, (32, 40)))
     model = PatchCore(features, memory=700, neighbours=3)
     return fitted(model, Pictures(noise(12, (32, 40))))
 

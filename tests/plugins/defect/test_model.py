@@ -109,7 +109,7 @@ def test_the_decision_does_not_touch_the_map(
     model = build(generated, dataset)
     assert isinstance(model, InspectionNet)
     outputs = model(torch.randint(0, 256, (4, 48, 48, 1), dtype=torch.uint8))
-    outputs["decision"].sum().backward()
+    outputs["score"].sum().backward()
     assert model.decoder is not None
     assert all(parameter.grad is None for parameter in model.decoder.parameters())
     assert model.backbone.get_parameter("conv1.weight").grad is not None
@@ -130,7 +130,9 @@ def test_a_defect_of_one_pixel_is_not_lost_on_the_coarser_map() -> None:
 def test_without_masks_the_map_shows_what_the_decision_looks_at(
     generated: DefectSettings,
 ) -> None:
-    settings = DefectSettings(data=generated.data, model=DefectModel(mask_weight=0))
+    settings = DefectSettings(
+        data=generated.data, model=DefectModel(mask_weight=0, input="pixels", backbone="tiny")
+    )
     model = build(settings, None).eval()
     assert isinstance(model, InspectionNet)
     image = torch.randint(0, 256, (1, 160, 160, 1), dtype=torch.uint8)
@@ -151,7 +153,10 @@ def test_a_few_steps_learn_a_batch(
     generated: DefectSettings, dataset: data.InspectionDataset, task: str
 ) -> None:
     torch.manual_seed(0)
-    settings = DefectSettings(data=generated.data, model=DefectModel(task=task, dropout=0))
+    settings = DefectSettings(
+        data=generated.data,
+        model=DefectModel(task=task, dropout=0, input="pixels", backbone="tiny"),
+    )
     model = build(settings, dataset)
     batch = stack([dataset[index] for index in range(12)])
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

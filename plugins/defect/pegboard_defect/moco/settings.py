@@ -57,14 +57,14 @@ class MocoModel(ModelSettings):
         default="v3", description="v3: the batch's other pictures; v2: a queue of earlier ones."
     )
     input: Literal["pixels", "gradients"] = Field(
-        default="pixels",
+        default="gradients",
         description="What the backbone is given, as in defect, which has to be given the same.",
     )
     cell: PositiveInt = Field(
         default=4, description="Side of the squares that gradients are averaged over, in pixels."
     )
     backbone: BackboneName = Field(
-        default="tiny", description="Network to train; defect takes the one of the same name."
+        default="small", description="Network to train; defect takes the one of the same name."
     )
     momentum: float = Field(
         default=0.99,

@@ -41,6 +41,8 @@ def small(version: str = "v3", **changed: Any) -> MocoNet:
     changed = {"data": DATA, "dim": 16, "hidden": 32, "queue": 24, **changed}
     backbone = build_backbone("tiny", 1, DATA.size)
     model = MocoNet(backbone, Pixels(1), version=version, **changed)
+    model.normalise.mean.fill_(0.5)
+    model.normalise.scale.fill_(4.0)
     model.total_steps.fill_(10)
     return model
 
@@ -57,12 +59,14 @@ def batch(count: int = 8, seed: int = 0) -> Batch:
     return Batch(inputs={"image": torch.from_numpy(image)}, targets={})
 
 
-def trained(model: MocoNet, steps: int, first: int = 0, lr: float = 2e-3) -> list[float]:
+def trained(
+    model: MocoNet, steps: int, first: int = 0, lr: float = 2e-3, fresh: bool = False
+) -> list[float]:
     optimization = adamw_with_cosine(MocoTrain(lr=lr, warmup=0.0), model, 100)
     losses = []
     for step in range(first, first + steps):
         torch.manual_seed(step)
-        loss = model.losses(batch(12))["loss"]
+        loss = model.losses(batch(12, seed=step if fresh else 0))["loss"]
         optimization.optimizer.zero_grad()
         loss.backward()
         optimization.optimizer.step()
@@ -215,11 +219,9 @@ def test_a_step_puts_its_keys_into_the_queue_after_they_were_compared() -> None:
 @pytest.mark.parametrize("version", ["v3", "v2"])
 def test_a_few_steps_lower_the_loss_on_pictures_that_can_be_told_apart(version: str) -> None:
     easy = DATA.model_copy(update={"min_crop": 0.8, "turns": "none", "light": 0.1, "blur": 0.0})
-    model = small(version, queue=16, data=easy)
-    losses = trained(model, 15, lr=1e-2)
-    # v2's first key meets a queue of noise, which is easy.
-    early = np.mean(losses[1:4])
-    assert np.mean(losses[-3:]) < 0.92 * early
+    # Pictures that come again would be in v2's queue; its first keys meet noise, which is easy.
+    losses = trained(small(version, data=easy), 16, lr=1e-2, fresh=version == "v2")
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[2:5])
 
 
 def test_half_precision_gives_a_loss_of_single_precision() -> None:
