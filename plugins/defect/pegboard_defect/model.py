@@ -269,8 +269,9 @@ def backbone_of(
 ) -> Backbone:
     """Build the backbone for a number of channels, with the user's weights where there are any."""
     table, data = settings.model, settings.data
-    size = (data.tile, data.tile) if data.tile else data.size
-    backbone = build_backbone(table.backbone, channels, size)
+    height, width = (data.tile, data.tile) if data.tile else data.size
+    cell = 1 if table.input == "pixels" else table.cell
+    backbone = build_backbone(table.backbone, channels, (height // cell, width // cell))
     # Trained weights follow where there is no train split, and the file need not be there any more.
     if table.weights is not None and train_data is not None:
         load_backbone(backbone, table.weights)

@@ -256,8 +256,8 @@ def brushed_metal(random: Random, shape: Shape, unit: float, scale: float) -> Su
     place, breadth = random.uniform(-40, 40) * unit, random.uniform(20, 50) * unit
     reflection = random.uniform(0, 0.2) * np.exp(-(((y - place) / breadth) ** 2))
     canvas = 0.46 + texture + reflection
-    for _ in range(random.poisson(5)):
-        canvas += random.normal(0, 0.08) * _polish_mark(random, shape, unit, angle)
+    for _ in range(random.poisson(4)):
+        canvas += random.normal(0, 0.07) * _polish_mark(random, shape, unit, angle)
     return Surface(canvas=canvas.astype(np.float32), unit=unit, grain=angle)
 
 
@@ -266,7 +266,7 @@ def _polish_mark(random: Random, shape: Shape, unit: float, angle: float) -> Flo
     points = _curve(random, shape, unit, random.uniform(20, 110), angle + random.normal(0, 0.02), 0)
     points += random.uniform(-0.5, 0.5, 2) * shape[::-1]
     along = np.linspace(0, np.pi, len(points))
-    return stroke(shape, points, random.uniform(0.5, 1.0) * unit * np.sin(along) ** 0.3)
+    return stroke(shape, points, random.uniform(0.5, 0.8) * unit * np.sin(along) ** 0.3)
 
 
 def woven_cloth(random: Random, shape: Shape, unit: float, scale: float) -> Surface:
@@ -379,7 +379,7 @@ def scratch(random: Random, surface: Surface, clarity: float) -> tuple[Floats, M
     line = stroke(shape, points[kept], radii[kept])
     strength = (1 + 0.3 * clouds(random, shape, 18 * unit, 18 * unit)).clip(0.6, 1.6)
     shadow = (np.roll(line, (1, 1), (0, 1)) - line).clip(0, 1)
-    contrast = 1.1 * clarity * roughness(surface) * _sign(random, light=0.6)
+    contrast = 1.2 * clarity * roughness(surface) * _sign(random, light=0.6)
     return _changed(surface, contrast * (strength * line - 0.35 * shadow)), line >= COVERED
 
 
@@ -473,7 +473,7 @@ def _across(random: Random, grain: float | None) -> float:
     """Draw a direction; not one along which a mark is no defect."""
     if grain is None:
         return float(random.uniform(0, np.pi))
-    return grain + float(random.uniform(0.3, np.pi - 0.3))
+    return grain + float(random.uniform(0.45, np.pi - 0.45))
 
 
 # --- tools ----------------------------------------------------------------------------------------

@@ -340,8 +340,7 @@ def untrained(
     """Return what makes of pictures what a backbone is given, and the backbone, weights random."""
     table, data = settings.model, settings.data
     seen = build_input(data, table.input, table.cell)
-    cell = 1 if table.input == "pixels" else table.cell
-    size = (data.size[0] // cell, data.size[1] // cell)
+    size = (data.size[0] // seen.stride, data.size[1] // seen.stride)
     return seen, build_backbone(name, seen.channels, size, freeze_patches=freeze_patches)
 
 

@@ -31,7 +31,10 @@ IMAGES = {"image": np.stack([Train()[index].inputs["image"] for index in range(4
 
 
 def settings(**model: Any) -> MocoSettings:
-    return MocoSettings(data=MocoData(size=(32, 32)), model=MocoModel(**model))
+    return MocoSettings(
+        data=MocoData(size=(32, 32)),
+        model=MocoModel(**{"input": "pixels", "backbone": "tiny", **model}),
+    )
 
 
 def embedded(table: MocoSettings, name: str) -> Any:

@@ -28,6 +28,8 @@ solution = "moco"
 path = "parts"
 size = [32, 32]
 [model]
+input = "pixels"
+backbone = "tiny"
 hidden = 16
 dim = 8
 [train]

@@ -216,12 +216,19 @@ def test_a_step_puts_its_keys_into_the_queue_after_they_were_compared() -> None:
 # --- Training -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ["v3", "v2"])
-def test_a_few_steps_lower_the_loss_on_pictures_that_can_be_told_apart(version: str) -> None:
-    easy = DATA.model_copy(update={"min_crop": 0.8, "turns": "none", "light": 0.1, "blur": 0.0})
-    # Pictures that come again would be in v2's queue; its first keys meet noise, which is easy.
-    losses = trained(small(version, data=easy), 16, lr=1e-2, fresh=version == "v2")
-    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[2:5])
+EASY = DATA.model_copy(update={"min_crop": 1.0, "turns": "none", "light": 0.0, "blur": 0.0})
+
+
+def test_a_few_steps_of_v3_lower_the_loss_on_pictures_that_can_be_told_apart() -> None:
+    losses = trained(small(data=EASY), 12, lr=1e-2)
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+
+
+def test_a_few_steps_of_v2_do_once_its_queue_holds_keys_and_no_noise() -> None:
+    # Always other pictures: those that come again would be in the queue themselves.
+    model = small("v2", data=EASY, momentum=0.8, queue=96)
+    losses = trained(model, 18, lr=1e-2, fresh=True)
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[8:11])
 
 
 def test_half_precision_gives_a_loss_of_single_precision() -> None:
@@ -237,7 +244,8 @@ def test_half_precision_gives_a_loss_of_single_precision() -> None:
 
 
 def settings(**model: Any) -> MocoSettings:
-    return MocoSettings(data=DATA, model=MocoModel(dim=16, hidden=32, **model))
+    changed = {"input": "pixels", "dim": 16, "hidden": 32, **model}
+    return MocoSettings(data=DATA, model=MocoModel(**changed))
 
 
 @pytest.mark.parametrize("version", ["v3", "v2"])
@@ -256,7 +264,7 @@ def test_shapes_follow_from_the_settings_alone(version: str, backbone: str) -> N
 
 
 def test_a_backbone_may_be_given_gradients_as_in_defect() -> None:
-    table = settings(input="gradients", cell=2)
+    table = settings(input="gradients", cell=2, backbone="tiny")
     model = build(table, None)
     assert model.encoder.backbone.get_parameter("conv1.weight").shape[1] == 9
     model.losses(batch())["loss"].backward()
