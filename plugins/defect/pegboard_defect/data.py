@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
 from pegboard.errors import DataError
+from pegboard.files import digest_of
 from pegboard.progress import Progress
 from pegboard.records import Array, Finding, Sample, Split
 from pegboard.runs import data_fingerprint
@@ -39,8 +40,8 @@ def source(data: DefectData) -> Path:
     if data.path is not None:
         return data.path
     parts = TINY_PARTS if data.tiny else data.parts
-    name = "-".join(("textures", *data.textures, str(parts), *map(str, data.size)))
-    return data.folder / name / "parts.csv"
+    asked = [data.textures, parts, data.size, data.classes, data.merge, TEXTURE_SEED]
+    return data.folder / f"textures-{digest_of(asked)[:8]}" / "parts.csv"
 
 
 class HasData(Protocol):

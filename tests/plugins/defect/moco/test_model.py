@@ -81,10 +81,10 @@ def test_contrast_is_info_nce_as_worked_out_by_hand() -> None:
     # Two queries along the axes; keys of length one at cosines 1, 0 and 0.6, 0.8.
     queries = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
     keys = torch.tensor([[3.0, 0.0], [0.6, 0.8]])
-    first = -math.log(math.exp(1 / 0.5) / (math.exp(1 / 0.5) + math.exp(0.6 / 0.5)))
-    second = -math.log(math.exp(0.8 / 0.5) / (math.exp(0.0) + math.exp(0.8 / 0.5)))
-    by_hand = 2 * 0.5 * (first + second) / 2
-    assert contrast(queries, keys, 0, 0.5).item() == pytest.approx(by_hand, rel=1e-5)
+    first = -math.log(math.exp(1 / 0.25) / (math.exp(1 / 0.25) + math.exp(0.6 / 0.25)))
+    second = -math.log(math.exp(0.8 / 0.25) / (math.exp(0.0) + math.exp(0.8 / 0.25)))
+    by_hand = 2 * 0.25 * (first + second) / 2
+    assert contrast(queries, keys, 0, 0.25).item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_keys_of_other_processes_are_pictures_to_tell_apart() -> None:
