@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -27,9 +28,20 @@ cv2.setNumThreads(1)
 MIRROR = cv2.BORDER_REFLECT_101
 
 
-def _turns() -> list[Any]:
-    """The eight ways a square part may lie."""
-    return [A.RandomRotate90(p=1.0), A.HorizontalFlip(p=0.5)]
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a preset has to know of the pictures."""
+
+    grey: bool
+    """Whether they have one channel."""
+    square: bool
+    """Whether they may be turned by a quarter: others would change their shape."""
+
+
+def _turns(kind: Kind) -> list[Any]:
+    """The eight ways a square picture may lie, and the four of another."""
+    turn = A.RandomRotate90(p=1.0) if kind.square else A.VerticalFlip(p=0.5)
+    return [turn, A.HorizontalFlip(p=0.5)]
 
 
 def _flips() -> list[Any]:
@@ -53,33 +65,33 @@ def _light(brightness: float, contrast: float) -> Any:
     return A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=contrast, p=0.8)
 
 
-def _colour(hue: int, saturation: int, value: int, grey: bool) -> Any:
+def _colour(hue: int, saturation: int, value: int, kind: Kind) -> Any:
     """White balance that drifts; of a grey picture the value alone."""
     return A.HueSaturationValue(
-        hue_shift_limit=0 if grey else hue,
-        sat_shift_limit=0 if grey else saturation,
+        hue_shift_limit=0 if kind.grey else hue,
+        sat_shift_limit=0 if kind.grey else saturation,
         val_shift_limit=value,
         p=1.0,
     )
 
 
-def _none(grey: bool) -> list[Any]:
+def _none(kind: Kind) -> list[Any]:
     return []
 
 
-def _classic(grey: bool) -> list[Any]:
+def _classic(kind: Kind) -> list[Any]:
     """The recipe of many notebooks."""
     return [
-        A.RandomRotate90(p=0.5),
+        *([A.RandomRotate90(p=0.5)] if kind.square else []),
         A.ElasticTransform(alpha=30, sigma=6, border_mode=MIRROR, p=0.3),
-        A.OneOf([A.RandomBrightnessContrast(p=1.0), _colour(20, 30, 20, grey)], p=0.5),
+        A.OneOf([A.RandomBrightnessContrast(p=1.0), _colour(20, 30, 20, kind)], p=0.5),
     ]
 
 
-def _metal(grey: bool) -> list[Any]:
+def _metal(kind: Kind) -> list[Any]:
     """Brushed or rolled: any way round, gloss that moves with the lamp."""
     return [
-        *_turns(),
+        *_turns(kind),
         _placed(0.04, 0.05, 5),
         _light(0.25, 0.25),
         A.RandomGamma(gamma_limit=(80, 125), p=0.3),
@@ -87,7 +99,7 @@ def _metal(grey: bool) -> list[Any]:
     ]
 
 
-def _textile(grey: bool) -> list[Any]:
+def _textile(kind: Kind) -> list[Any]:
     """Woven: never turned by a quarter, stretched a little."""
     return [
         *_flips(),
@@ -98,7 +110,7 @@ def _textile(grey: bool) -> list[Any]:
     ]
 
 
-def _solar(grey: bool) -> list[Any]:
+def _solar(kind: Kind) -> list[Any]:
     """Electroluminescence of cells: exposure and focus differ by module.
 
     Flipped, but not turned by a quarter: busbars run one way, what crosses them is a defect.
@@ -111,18 +123,18 @@ def _solar(grey: bool) -> list[Any]:
     ]
 
 
-def _electronics(grey: bool) -> list[Any]:
+def _electronics(kind: Kind) -> list[Any]:
     """Boards: they lie one way round; colour and focus drift, letters must stay legible."""
     return [
         _placed(0.03, 0.03, 2),
         _light(0.2, 0.2),
-        A.Compose([_colour(5, 15, 5, grey)], p=0.3),
+        A.Compose([_colour(5, 15, 5, kind)], p=0.3),
         A.GaussianBlur(blur_limit=(3, 3), p=0.1),
         A.ImageCompression(quality_range=(60, 95), p=0.3),
     ]
 
 
-PRESETS: Mapping[str, Callable[[bool], Sequence[Any]]] = {
+PRESETS: Mapping[str, Callable[[Kind], Sequence[Any]]] = {
     "none": _none,
     "classic": _classic,
     "metal": _metal,
@@ -130,7 +142,7 @@ PRESETS: Mapping[str, Callable[[bool], Sequence[Any]]] = {
     "solar": _solar,
     "electronics": _electronics,
 }
-"""By the names of `data.augmentation`; each takes whether pictures are grey."""
+"""By the names of `data.augmentation`."""
 
 
 def change(image: Array, mask: Array, preset: str) -> tuple[Array, Array]:
@@ -144,15 +156,16 @@ def change(image: Array, mask: Array, preset: str) -> tuple[Array, Array]:
         mask: uint8 (H, W).
         preset: A name of `PRESETS`.
     """
-    pipeline = _pipeline(preset, image.shape[2] == 1)
+    height, width, channels = image.shape
+    pipeline = _pipeline(preset, Kind(grey=channels == 1, square=height == width))
     pipeline.set_random_seed(random.getrandbits(32))
     # Most parts are good, and moving an empty mask would cost as much as moving a picture.
     marked = bool(mask.any())
     changed = pipeline(image=image, mask=mask) if marked else pipeline(image=image)
-    array = changed["image"].reshape(*changed["image"].shape[:2], image.shape[2])
-    return array, changed["mask"] if marked else np.zeros(array.shape[:2], np.uint8)
+    array = changed["image"].reshape(image.shape)
+    return array, changed["mask"] if marked else np.zeros_like(mask)
 
 
-@lru_cache(maxsize=2 * len(PRESETS))
-def _pipeline(preset: str, grey: bool) -> Any:
-    return A.Compose(list(PRESETS[preset](grey)), seed=0)
+@lru_cache(maxsize=4 * len(PRESETS))
+def _pipeline(preset: str, kind: Kind) -> Any:
+    return A.Compose(list(PRESETS[preset](kind)), seed=0)

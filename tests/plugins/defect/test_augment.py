@@ -28,8 +28,9 @@ def test_a_preset_keeps_types_and_follows_from_the_seed(preset: str, channels: i
         found.append([change(image, mask, preset) for _ in range(5)])
     for (one, its_mask), (other, other_mask) in zip(*found, strict=True):
         assert one.dtype == its_mask.dtype == np.uint8
-        assert one.shape[2] == channels
-        assert one.shape[:2] == its_mask.shape
+        # Not square: a quarter turn would give another shape than the rest of the batch has.
+        assert one.shape == image.shape
+        assert its_mask.shape == mask.shape
         assert np.array_equal(one, other)
         assert np.array_equal(its_mask, other_mask)
 
@@ -51,6 +52,16 @@ def test_a_mask_moves_with_its_picture() -> None:
         changed, moved = change(image, mask, "solar")
         bright = changed[:, :, 0] > 100
         assert (bright != (moved > 0)).mean() < 0.02
+
+
+def test_a_square_part_of_metal_lies_any_way_round() -> None:
+    image = np.zeros((64, 64, 1), np.uint8)
+    image[::8] = 255
+    random.seed(0)
+    changed = [change(image, np.zeros((64, 64), np.uint8), "metal")[0] for _ in range(20)]
+    middles = [one[8:-8, 8:-8, 0].astype(float) for one in changed]
+    turned = [m.mean(axis=0).std() > m.mean(axis=1).std() for m in middles]
+    assert 0 < sum(turned) < 20
 
 
 def test_textiles_and_cells_are_never_turned_by_a_quarter() -> None:
