@@ -83,8 +83,7 @@ tiny = true
 size = [480, 640]
 
 [model]
-input = "gradients"
-backbone = "small"
+cell = 8
 
 [train]
 max_steps = 4
