@@ -119,6 +119,8 @@ def distribute(module: nn.Module, world: World, strategy: str) -> nn.Module:
             remedy='set it to "ddp", or make the parameter a vector of one number',
         )
     world.spread(module)
+    # It shards plain memory only; on one process a model may lie as is fastest.
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # In no stub.
     fully_shard(module, mesh=init_device_mesh(world.device.type, (world.size,)))
     return module
 

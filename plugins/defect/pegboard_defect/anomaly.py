@@ -386,15 +386,15 @@ def _cut(image: Array, side: int) -> Array:
 
 def build(
     settings: DefectSettings,
-    backbone_factory: Callable[[int], Backbone],
+    backbone_factory: Callable[[Pixels | OrientedGradients], Backbone],
     train_data: InspectionDataset | None,
 ) -> nn.Module:
     """Build the anomaly model, fitted to the train split unless trained weights will follow.
 
     Args:
         settings: `model.method` chooses.
-        backbone_factory: Builds the backbone for a number of channels, with the user's weights;
-            only patchcore calls it.
+        backbone_factory: Builds the backbone for what it is given, with the user's weights; only
+            patchcore calls it.
         train_data: Good parts.
 
     Raises:
@@ -414,7 +414,7 @@ def build(
         )
     else:
         seen = build_input(settings.data, table.input, table.cell)
-        features = BackboneFeatures(seen, backbone_factory(seen.channels))
+        features = BackboneFeatures(seen, backbone_factory(seen))
     model = PatchCore(
         features, memory=table.memory, neighbours=table.neighbours, tile=settings.data.tile
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -25,6 +25,8 @@ from pegboard_defect.parts import Part
 from pegboard_defect.settings import DefectData, DefectSettings
 from pegboard_defect.splits import assign
 from pegboard_defect.textures import write_parts
+
+Item = TypeVar("Item")
 
 TEXTURE_SEED = 20261125
 TINY_PARTS = 60
@@ -71,8 +73,10 @@ def prepare(settings: HasData, progress: Progress) -> list[Path]:
 
 
 def _files(data: DefectData, path: Path) -> list[Path]:
-    if path.is_dir() or data.path is None:
-        return [path if path.is_dir() else path.parent]
+    if data.path is None:
+        return [path.parent]
+    if path.is_dir():
+        return [path]
     parts = read_parts(data, path)
     named = [file for part in parts for file in (part.image, part.mask) if file is not None]
     return [path, reviewed_file(data, path), *dict.fromkeys(named)]
@@ -204,6 +208,27 @@ def read_mask(part: Part, size: tuple[int, int]) -> Array:
     return resize_mask(np.asarray(drawn), size)
 
 
+class Kept(Generic[Item]):
+    """What was read of each place of a split, kept in memory where all of it fits.
+
+    Args:
+        count: Places.
+        each: Bytes of each.
+    """
+
+    def __init__(self, count: int, each: int) -> None:
+        self._fits = count * each <= CACHE_BYTES
+        self._items: dict[int, Item] = {}
+
+    def get(self, place: int, read: Callable[[int], Item]) -> Item:
+        """Return what lies at a place, read if it is not there yet."""
+        if not self._fits:
+            return read(place)
+        if place not in self._items:
+            self._items[place] = read(place)
+        return self._items[place]
+
+
 class InspectionDataset(Dataset[Sample]):
     """Pictures of parts, as the model sees them, with what is known of each.
 
@@ -215,11 +240,9 @@ class InspectionDataset(Dataset[Sample]):
     def __init__(self, data: DefectData, parts: Sequence[Part]) -> None:
         self.data, self.parts = data, list(parts)
         height, width = data.size
-        # Mask and picture of each.
+        # Picture and mask.
         each = height * width * (channels_of(data) + 1)
-        self._kept: dict[int, tuple[Array, Array]] | None = (
-            {} if each * len(self.parts) <= CACHE_BYTES else None
-        )
+        self._kept = Kept[tuple[Array, Array]](len(self.parts), each)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -227,7 +250,7 @@ class InspectionDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Return picture uint8 (H, W, C) and its targets."""
         part = self.parts[index]
-        image, mask = self._pictures(index)
+        image, mask = self._kept.get(index, self._read)
         label = class_probabilities(part, self.data)
         return Sample(
             inputs={"image": image},
@@ -242,17 +265,12 @@ class InspectionDataset(Dataset[Sample]):
             key=part.key,
         )
 
-    def _pictures(self, index: int) -> tuple[Array, Array]:
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
+    def _read(self, index: int) -> tuple[Array, Array]:
         part = self.parts[index]
         image = prepared(read_image(part.image), self.data)
         mask = read_mask(part, self.data.size)
         inside = region_of(self.data)
-        pictures = image, mask if inside is None else mask * inside
-        if self._kept is not None:
-            self._kept[index] = pictures
-        return pictures
+        return image, mask if inside is None else mask * inside
 
 
 def load(settings: DefectSettings, split: Split) -> InspectionDataset:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pegboard.records import Array, Batch, Metric, Rows, Thresholds
 from pegboard_defect import pixels
-from pegboard_defect.images import region_of
+from pegboard_defect.images import peaks, region_of
 from pegboard_defect.settings import DefectSettings
 
 SIDE = 32
@@ -102,10 +102,7 @@ def _map_columns(
 
 def coarse(maps: Array) -> Array:
     """Return the largest value of each of 32 x 32 places, as uint8: a small defect stays seen."""
-    for axis in (1, 2):
-        starts = np.arange(SIDE) * maps.shape[axis] // SIDE
-        maps = np.maximum.reduceat(maps, starts, axis=axis)
-    return np.asarray((maps * 255).round().clip(0, 255), dtype=np.uint8)
+    return np.asarray((peaks(maps, SIDE) * 255).round().clip(0, 255), dtype=np.uint8)
 
 
 # --- The list -------------------------------------------------------------------------------------

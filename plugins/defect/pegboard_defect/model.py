@@ -244,12 +244,12 @@ def build(settings: DefectSettings, train_data: InspectionDataset | None) -> nn.
         from pegboard_defect import anomaly
 
         return anomaly.build(
-            settings, lambda channels: backbone_of(settings, channels, train_data), train_data
+            settings, lambda seen: backbone_of(settings, seen, train_data), train_data
         )
     seen = build_input(settings.data, settings.model.input, settings.model.cell)
     model = InspectionNet(
         seen,
-        backbone_of(settings, seen.channels, train_data),
+        backbone_of(settings, seen, train_data),
         classes=len(settings.data.classes),
         dropout=settings.model.dropout,
         mask_weight=settings.model.mask_weight,
@@ -260,20 +260,21 @@ def build(settings: DefectSettings, train_data: InspectionDataset | None) -> nn.
         model.backbone.requires_grad_(False)
     if train_data is not None:
         model.fit(train_data)
-    # A third faster on a CPU; FSDP refuses weights that lie so.
-    if settings.train.strategy != "fsdp":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # In no stub.
+    # A third faster on a CPU.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # In no stub.
     return model
 
 
 def backbone_of(
-    settings: DefectSettings, channels: int, train_data: InspectionDataset | None
+    settings: DefectSettings,
+    seen: Pixels | OrientedGradients,
+    train_data: InspectionDataset | None,
 ) -> Backbone:
-    """Build the backbone for a number of channels, with the user's weights where there are any."""
+    """Build the backbone for what it is given, with the user's weights where there are any."""
     table, data = settings.model, settings.data
     height, width = (data.tile, data.tile) if data.tile else data.size
-    cell = 1 if table.input == "pixels" else table.cell
-    backbone = build_backbone(table.backbone, channels, (height // cell, width // cell))
+    size = (height // seen.stride, width // seen.stride)
+    backbone = build_backbone(table.backbone, seen.channels, size)
     # Trained weights follow where there is no train split, and the file need not be there any more.
     if table.weights is not None and train_data is not None:
         load_backbone(backbone, table.weights)

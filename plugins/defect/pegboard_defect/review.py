@@ -168,9 +168,7 @@ _COLORS = (
 
 
 def coarse(where: Array, threshold: float = RED) -> Array:
-    """Return the peak of a map in each of CELLS x CELLS cells.
-
-    A mean would hide a defect that is smaller than a cell.
+    """Return the peak of a map in each of CELLS x CELLS cells, the threshold at RED.
 
     Args:
         where: Map values (H, W) of 0 to 1.
@@ -180,9 +178,9 @@ def coarse(where: Array, threshold: float = RED) -> Array:
     Returns:
         uint8 (CELLS, CELLS), 255 for 1.
     """
-    rows, columns = (np.arange(CELLS) * side // CELLS for side in where.shape)
-    peaks = np.maximum.reduceat(np.maximum.reduceat(where, rows, axis=0), columns, axis=1)
-    scaled = np.interp(peaks, (0.0, threshold, 1.0), (0.0, RED, 1.0))
+    from pegboard_defect.images import peaks
+
+    scaled = np.interp(peaks(where, CELLS), (0.0, threshold, 1.0), (0.0, RED, 1.0))
     cells: Array = (scaled * 255).round().astype(np.uint8)
     return cells
 

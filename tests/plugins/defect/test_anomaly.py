@@ -241,7 +241,7 @@ def settings(**model: Any) -> DefectSettings:
 
 
 def test_without_weights_surfaces_are_compared_and_no_backbone_is_built() -> None:
-    def refuse(channels: int) -> Any:
+    def refuse(seen: Any) -> Any:
         raise AssertionError
 
     model: Any = build(settings(), refuse, None)
@@ -250,7 +250,7 @@ def test_without_weights_surfaces_are_compared_and_no_backbone_is_built() -> Non
 
 def test_patchcore_is_built_and_fitted_where_there_are_data(tmp_path: Path) -> None:
     wanted = settings(method="patchcore", weights=tmp_path / "backbone.safetensors")
-    backbone, data = (lambda channels: Grey()), Pictures(noise(10))
+    backbone, data = (lambda seen: Grey()), Pictures(noise(10))
     empty: Any = build(wanted, backbone, None)  # type: ignore[arg-type, return-value]
     full: Any = build(wanted, backbone, data)  # type: ignore[arg-type, return-value]
     assert not empty.memory.any()
@@ -260,7 +260,7 @@ def test_patchcore_is_built_and_fitted_where_there_are_data(tmp_path: Path) -> N
 
 def test_patchcore_without_pretrained_weights_is_refused_with_the_remedy() -> None:
     with pytest.raises(SettingsError, match=r"model\.weights.*pegboard pretrain.*surface"):
-        build(settings(method="patchcore"), lambda channels: Grey(), None)  # type: ignore[arg-type, return-value]
+        build(settings(method="patchcore"), lambda seen: Grey(), None)  # type: ignore[arg-type, return-value]
 
 
 class Deployed(nn.Module):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pegboard.batching import stack
 from pegboard.records import ExportRequest
@@ -223,3 +226,22 @@ def test_layout_tells_places_apart() -> None:
     there[0, 0, 18, 18] = 100.0
     assert layout(here).shape == (1, 2)
     assert (layout(here) - layout(there)).abs().max() > 0.01
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_in_shards_as_with_whole_weights(
+    make_project: Callable[..., Path], pegboard: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Convolutions lie channel by channel in memory, which fully_shard refuses as it is."""
+    learnt = []
+    for strategy in ("fsdp", "ddp"):
+        text = (
+            'solution = "defect"\n[data]\ntiny = true\nsize = [48, 48]\n[train]\nepochs = 1\n'
+            f'max_steps = 2\nbatch_size = 8\ndevices = 2\nstrategy = "{strategy}"\n'
+        )
+        folder = make_project(text, name=strategy)
+        ended = pegboard("train", folder=folder)
+        assert ended.returncode == 0, ended.stderr
+        learnt.append(load_file(next(folder.glob("runs/*/weights.safetensors"))))
+    for name, value in learnt[0].items():
+        torch.testing.assert_close(value, learnt[1][name], atol=1e-3, rtol=1e-3)

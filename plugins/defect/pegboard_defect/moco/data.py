@@ -141,8 +141,8 @@ class MocoDataset(Dataset[Sample]):
         self.data, self.parts, self.groups = data, list(parts), list(groups)
         self.with_views = with_views
         height, width = data.size
-        fits = height * width * channels_of(data) * len(self.parts) <= defect.CACHE_BYTES
-        self._kept: dict[int, Array] | None = {} if fits else None
+        each = height * width * channels_of(data)
+        self._kept = defect.Kept[Array](len(self.parts), each)
 
     def __len__(self) -> int:
         return len(self.parts) * (2 if self.with_views else 1)
@@ -151,7 +151,7 @@ class MocoDataset(Dataset[Sample]):
         """Return a picture uint8 (H, W, C), or another view of it, and what is known of it."""
         place = index % len(self.parts)
         part, is_view = self.parts[place], index >= len(self.parts)
-        image = self._image(place)
+        image = self._kept.get(place, self._read)
         return Sample(
             inputs={"image": other_view(image, self.data, place) if is_view else image},
             targets={
@@ -166,14 +166,8 @@ class MocoDataset(Dataset[Sample]):
         """Return a batch at once."""
         return stack([self[index] for index in indices])
 
-    def _image(self, place: int) -> Array:
-        if self._kept is not None and place in self._kept:
-            return self._kept[place]
-        # A copy, because Pillow's own memory may not be written to, and torch warns of that.
-        image = np.array(prepared(read_image(self.parts[place].image), self.data))
-        if self._kept is not None:
-            self._kept[place] = image
-        return image
+    def _read(self, place: int) -> Array:
+        return prepared(read_image(self.parts[place].image), self.data)
 
 
 def other_view(image: Array, data: MocoData, place: int) -> Array:

@@ -328,9 +328,8 @@ def build(settings: MocoSettings, train_data: MocoDataset | None) -> MocoNet:
     )
     if train_data is not None:
         model.fit(train_data, steps_of(settings, len(train_data)))
-    # A quarter faster on CPUs, and what tensor cores want; FSDP refuses weights that lie so.
-    if settings.train.strategy != "fsdp":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # In no stub.
+    # A quarter faster on CPUs, and what tensor cores want.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # In no stub.
     return model
 
 
