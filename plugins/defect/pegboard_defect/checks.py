@@ -19,7 +19,7 @@ from PIL import Image
 from pegboard.errors import DataError
 from pegboard.records import Finding, Split
 from pegboard_defect.duplicates import Fingerprint, Pair, compare, fingerprint
-from pegboard_defect.images import read_image, to_array
+from pegboard_defect.images import read_image, region_of, to_array
 from pegboard_defect.parts import Part
 from pegboard_defect.settings import DefectData
 from pegboard_defect.splits import unlabelled
@@ -86,6 +86,8 @@ def check(
         *_check_files(looks),
         *_check_masks(looks, data),
         *_check_labels(data, path, parts, splits, task),
+        *_check_region(data),
+        *_check_tiles(data, splits, task),
         *_check_parts(data, parts),
         *_check_duplicates(looks, splits, data.duplicates),
         *_check_pictures(looks, data),
@@ -347,6 +349,34 @@ def _check_segmented(data: DefectData, splits: Splits) -> Iterator[Finding]:
                 where=f"{split} split",
                 remedy="draw masks for some defects, or set model.task to 'classify'",
             )
+
+
+# --- Region and tiles -----------------------------------------------------------------------------
+
+
+def _check_region(data: DefectData) -> Iterator[Finding]:
+    try:
+        region_of(data)
+    except DataError as error:
+        yield Finding(
+            level="error", what=f"data.region: {error.what}", where=error.where, remedy=error.remedy
+        )
+
+
+def _check_tiles(data: DefectData, splits: Splits, task: Task) -> Iterator[Finding]:
+    """Warn of defects that nobody has outlined: a tile beside one is taken for defective, too."""
+    if not data.tile or task == "anomaly":
+        return
+    good = data.classes[0]
+    bare = [part for part in splits.get("train", ()) if part.label != good and not part.has_mask]
+    if bare:
+        yield Finding(
+            level="warning",
+            what=f"{_count(len(bare), 'defective picture')} without a mask to cut tiles from: "
+            "a tile without the defect counts as defective",
+            where=_some(part.key for part in bare),
+            remedy="draw masks, or set data.tile = 0",
+        )
 
 
 # --- Parts and duplicates -------------------------------------------------------------------------

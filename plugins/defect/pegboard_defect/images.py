@@ -46,7 +46,7 @@ def read_image(path: Path) -> Image.Image:
             return _decoded(image)
     except FileNotFoundError:
         raise DataError(
-            "the picture is missing", where=str(path), remedy="restore it, or remove its row"
+            "the picture is missing", where=str(path), remedy="restore it, or name it no more"
         ) from None
     except _UNREADABLE as error:
         raise DataError(

@@ -190,6 +190,30 @@ def test_segmentation_without_masks_is_an_error(parts: list[Part]) -> None:
     assert whats(found(bare, task="classify"), "error") == []
 
 
+def test_a_region_that_is_not_there_is_an_error(parts: list[Part], tmp_path: Path) -> None:
+    region = tmp_path / "region.png"
+    finding = the(
+        "error", found(parts, with_data(region=region)), "data.region: the picture is missing"
+    )
+    assert finding.where == str(region)
+
+
+def test_tiles_of_defects_without_a_mask_are_a_warning(parts: list[Part]) -> None:
+    bare = [one for part in parts for one in changed([part], part.key, mask=None, has_mask=False)]
+    tiled = found(bare, with_data(tile=32), task="classify")
+    warnings = [what for what in whats(tiled, "warning") if "tile" in what]
+    assert warnings == [
+        "3 defective pictures without a mask to cut tiles from: a tile without the defect counts "
+        "as defective"
+    ]
+    for data, task in ((with_data(tile=32), "anomaly"), (with_data(), "classify")):
+        assert not [
+            what for what in whats(found(bare, data, task=task), "warning") if "tile" in what
+        ]
+    masked = whats(found(parts, with_data(tile=32), task="classify"), "warning")
+    assert not [what for what in masked if "tile" in what]
+
+
 def test_data_without_a_label_is_one_error(parts: list[Part]) -> None:
     bare = [one for part in parts for one in changed([part], part.key, label=None)]
     the("error", found(bare), "none of 18 pictures has a label")
