@@ -54,13 +54,14 @@ input = "gradients"
 cell = 8
 backbone = "small"
 layout = 10
+words = 400
 mixup = 0.2
 mirrored = true
 mask_weight = 0.0
 {model}
 
 [train]
-epochs = 34
+epochs = 12
 batch_size = 32
 keep = "last"
 devices = 1

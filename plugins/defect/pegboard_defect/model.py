@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pegboard.errors import SettingsError
 from pegboard.records import Batch
 from pegboard_defect.backbones import Backbone, build_backbone, load_backbone
 from pegboard_defect.data import InspectionDataset
 from pegboard_defect.inputs import Normalise, OrientedGradients, Pixels, build_input
 from pegboard_defect.settings import DefectSettings
+from pegboard_defect.words import SHARE, SMALLEST, WordMachine, build_words
 
 # --- The inspector --------------------------------------------------------------------------------
 
@@ -96,6 +98,8 @@ class InspectionNet(nn.Module):
         mask_weight: Weight of the masks in the loss; 0 builds no decoder.
         mixup: How much training pictures are mixed; 0 mixes none.
         layout: Cells a side of the grid that places are told apart by; 0: they are not.
+        words: Judges beside the network; its judgement is not part of the loss, because it knows
+            the training pictures by heart.
     """
 
     def __init__(
@@ -108,9 +112,11 @@ class InspectionNet(nn.Module):
         mask_weight: float = 1.0,
         mixup: float = 0.0,
         layout: int = 0,
+        words: WordMachine | None = None,
     ) -> None:
         super().__init__()
         self.normalise = Normalise(seen)
+        self.words = words
         self.backbone = backbone
         self.mask_weight, self.mixup = mask_weight, mixup
         width = max(16, min(64, backbone.widths[0]))
@@ -126,10 +132,14 @@ class InspectionNet(nn.Module):
         self.normalise.fit(data)
         if self.mask_weight:
             self.has_masks.fill_(float(any(part.has_mask for part in data.parts)))
+        if self.words is not None:
+            self.words.fit(data)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """uint8 (B, H, W, C) -> score (B,), probabilities (B, K) and map (B, H, W)."""
         where, deepest, decision = self._judge(self.normalise(image))
+        if self.words is not None:
+            decision = SHARE * decision + self.words(image)
         probabilities = decision.softmax(dim=1)
         return {
             "score": 1 - probabilities[:, 0],
@@ -255,6 +265,7 @@ def build(settings: DefectSettings, train_data: InspectionDataset | None) -> nn.
         mask_weight=settings.model.mask_weight,
         mixup=settings.model.mixup,
         layout=settings.model.layout,
+        words=_words_of(settings),
     )
     if settings.model.freeze:
         model.backbone.requires_grad_(False)
@@ -263,6 +274,24 @@ def build(settings: DefectSettings, train_data: InspectionDataset | None) -> nn.
     # A third faster on a CPU.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # In no stub.
     return model
+
+
+def _words_of(settings: DefectSettings) -> WordMachine | None:
+    """Return the machine that judges beside the network.
+
+    Raises:
+        SettingsError: The pictures are too small for it.
+    """
+    if not settings.model.words:
+        return None
+    side = settings.data.tile or min(settings.data.size)
+    if side < SMALLEST:
+        raise SettingsError(
+            f"pictures of {side} pixels are too small for visual words, which take {SMALLEST}",
+            where="model.words",
+            remedy=f"set data.size or data.tile to {SMALLEST} or more, or model.words = 0",
+        )
+    return build_words(settings.data, settings.model.words)
 
 
 def backbone_of(

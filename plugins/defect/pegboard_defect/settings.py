@@ -127,6 +127,11 @@ class DefectModel(ModelSettings):
         description="Cells a side of a grid by which places of the part are told apart, for parts "
         "that always lie alike; 0: a defect is one anywhere.",
     )
+    words: NonNegativeInt = Field(
+        default=0,
+        description="Visual words, for instance 200, that a support vector machine judges by, "
+        "beside the network; a bundle grows by 130 kB a word; 0: the network judges alone.",
+    )
     mixup: NonNegativeFloat = Field(
         default=0.0, description="How much training pictures are mixed with one another; 0: not."
     )

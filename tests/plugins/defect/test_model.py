@@ -181,11 +181,17 @@ def test_a_frozen_backbone_does_not_learn(generated: DefectSettings) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["pixels", "gradients"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        DefectModel(input="pixels"),
+        DefectModel(input="gradients", layout=5),
+        DefectModel(input="gradients", words=12),
+    ],
+)
 def test_the_exported_inspector_answers_as_the_trained_one(
-    generated: DefectSettings, dataset: data.InspectionDataset, tmp_path: Path, what: str
+    generated: DefectSettings, dataset: data.InspectionDataset, tmp_path: Path, table: DefectModel
 ) -> None:
-    table = DefectModel(input=what, layout=0 if what == "pixels" else 5)
     settings = DefectSettings(data=generated.data, model=table)
     deployable = Inspector(build(settings, dataset).eval(), outputs_of(generated))
     contract = signature(generated)
