@@ -19,6 +19,7 @@ from pegboard.errors import DataError, SettingsError
 from pegboard.records import Array
 from pegboard_defect.backbones import Backbone
 from pegboard_defect.data import InspectionDataset
+from pegboard_defect.distances import squares
 from pegboard_defect.images import channels_of
 from pegboard_defect.inputs import Normalise, OrientedGradients, Pixels, build_input
 from pegboard_defect.settings import DefectSettings
@@ -204,7 +205,7 @@ class PatchCore(nn.Module):
     def _nearest(self, patches: Tensor) -> Tensor:
         """Return how far patches (B, P, D) are from the nearest remembered one: (B, P)."""
         nearest = [
-            _squares(patches, chunk).amin(dim=-1) for chunk in torch.split(self.memory, CHUNK)
+            squares(patches, chunk).amin(dim=-1) for chunk in torch.split(self.memory, CHUNK)
         ]
         return torch.stack(nearest).amin(dim=0).sqrt()
 
@@ -216,8 +217,8 @@ class PatchCore(nn.Module):
         """
         if self.neighbours == 1:
             return distance
-        nearest = self.memory[_squares(patch, self.memory).argmin(dim=1)]  # (B, D)
-        crowd = _squares(nearest, self.memory).topk(self.neighbours, largest=False).indices
+        nearest = self.memory[squares(patch, self.memory).argmin(dim=1)]  # (B, D)
+        crowd = squares(nearest, self.memory).topk(self.neighbours, largest=False).indices
         away = (patch[:, None] - self.memory[crowd]).square().sum(dim=2).sqrt()  # (B, N)
         # In units of what is usual: the weight must not depend on the scale of the features.
         others = torch.exp((away - distance[:, None]) / self.usual).sum(dim=1)
@@ -310,11 +311,11 @@ def coreset(patches: Tensor, count: int, generator: torch.Generator) -> Tensor:
     patches = patches - patches.mean(dim=0)
     chosen = torch.zeros(count, dtype=torch.long)
     chosen[0] = torch.randint(len(patches), (), generator=generator)
-    nearest = _squares(patches[chosen[:1]], patches)[0]  # (P,)
+    nearest = squares(patches[chosen[:1]], patches)[0]  # (P,)
     for index in range(1, count):
         chosen[index] = nearest.argmax()
         one = patches[chosen[index : index + 1]]
-        nearest = torch.minimum(nearest, _squares(one, patches)[0])
+        nearest = torch.minimum(nearest, squares(one, patches)[0])
     return chosen
 
 
@@ -331,12 +332,6 @@ def _oddest(patches: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
     largest, place = distances.max(dim=1)
     index = place[:, None, None].expand(-1, 1, patches.shape[2])
     return patches.gather(1, index)[:, 0], largest
-
-
-def _squares(some: Tensor, others: Tensor) -> Tensor:
-    """Squared distances of (..., D) and (M, D): (..., M)."""
-    lengths = some.square().sum(dim=-1, keepdim=True) + others.square().sum(dim=-1)
-    return (lengths - 2 * some @ others.T).clamp(min=0)
 
 
 def _projection(inputs: int, outputs: int, generator: torch.Generator | None = None) -> Tensor:

@@ -16,9 +16,10 @@ from pegboard.errors import SettingsError
 from pegboard.records import Batch
 from pegboard_defect.backbones import Backbone, build_backbone, load_backbone
 from pegboard_defect.data import InspectionDataset
+from pegboard_defect.images import channels_of
 from pegboard_defect.inputs import Normalise, OrientedGradients, Pixels, build_input
 from pegboard_defect.settings import DefectSettings
-from pegboard_defect.words import SHARE, SMALLEST, WordMachine, build_words
+from pegboard_defect.words import SHARE, SMALLEST, WordMachine
 
 # --- The inspector --------------------------------------------------------------------------------
 
@@ -280,18 +281,25 @@ def _words_of(settings: DefectSettings) -> WordMachine | None:
     """Return the machine that judges beside the network.
 
     Raises:
-        SettingsError: The pictures are too small for it.
+        SettingsError: The model sees tiles, or the pictures are too small.
     """
     if not settings.model.words:
         return None
-    side = settings.data.tile or min(settings.data.size)
+    if settings.data.tile:
+        raise SettingsError(
+            "visual words are taught whole pictures, and the model would see tiles",
+            where="model.words",
+            remedy="set model.words = 0, or data.tile = 0",
+        )
+    side = min(settings.data.size)
     if side < SMALLEST:
         raise SettingsError(
             f"pictures of {side} pixels are too small for visual words, which take {SMALLEST}",
             where="model.words",
-            remedy=f"set data.size or data.tile to {SMALLEST} or more, or model.words = 0",
+            remedy=f"set data.size to {SMALLEST} or more, or model.words = 0",
         )
-    return build_words(settings.data, settings.model.words)
+    data = settings.data
+    return WordMachine(channels_of(data), settings.model.words, len(data.classes))
 
 
 def backbone_of(

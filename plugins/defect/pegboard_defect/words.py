@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pegboard_defect.data import InspectionDataset
-from pegboard_defect.images import channels_of
+from pegboard_defect.data import InspectionDataset, class_probabilities
+from pegboard_defect.distances import squares
 from pegboard_defect.inputs import Normalise, OrientedGradients
-from pegboard_defect.settings import DefectData
 
 CELL = 8
 """Side of the squares that gradients are averaged over, in pixels."""
@@ -77,7 +76,7 @@ class WordMachine(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """uint8 (B, H, W, C) -> logits (B, K)."""
         features = (self.describe(image) - self.feature_mean) * self.feature_scale  # (B, F)
-        kernel = torch.exp(-_squares(features, self.remembered))  # (B, M)
+        kernel = torch.exp(-squares(features, self.remembered))  # (B, M)
         return kernel @ self.weight + self.bias
 
     def describe(self, image: Tensor) -> Tensor:
@@ -99,7 +98,7 @@ class WordMachine(nn.Module):
     def fit(self, data: InspectionDataset) -> None:
         """Make the dictionary, and teach the machine, from the train split."""
         self.normalise.fit(data)
-        labels = np.array([int(np.argmax(data[i].targets["label"])) for i in range(len(data))])
+        labels = np.array([np.argmax(class_probabilities(part, data.data)) for part in data.parts])
         # Where there are too many, of each class its share.
         order = np.argsort(labels, kind="stable")
         spread = np.linspace(0, len(order) - 1, min(len(order), REMEMBERED)).round().astype(int)
@@ -140,7 +139,7 @@ class WordMachine(nn.Module):
         """Set what is remembered and its weights, of features (N, F) of each class."""
         from sklearn.svm import SVC
 
-        kernel = torch.exp(-_squares(features, features)).double().numpy()
+        kernel = torch.exp(-squares(features, features)).double().numpy()
         self.remembered[: len(features)] = features
         for label in range(len(self.bias)):
             is_it = labels == label
@@ -152,14 +151,9 @@ class WordMachine(nn.Module):
             self.bias[label] = float(machine.intercept_[0])
 
 
-def build_words(data: DefectData, words: int) -> WordMachine:
-    """Return the machine, not fitted."""
-    return WordMachine(channels_of(data), words, len(data.classes))
-
-
 def _picture(data: InspectionDataset, index: int) -> Tensor:
     """Return uint8 (1, H, W, C)."""
-    return torch.from_numpy(np.ascontiguousarray(data[int(index)].inputs["image"]))[None]
+    return torch.from_numpy(data[index].inputs["image"])[None]
 
 
 def _best_in_cells(found: Tensor) -> Tensor:
@@ -176,10 +170,3 @@ def _best_in_cells(found: Tensor) -> Tensor:
 def _cells(length: int) -> list[tuple[int, int]]:
     """Return beginning and end of each cell; together they are the whole length."""
     return [(i * length // GRID, -(-(i + 1) * length // GRID)) for i in range(GRID)]
-
-
-def _squares(ones: Tensor, others: Tensor) -> Tensor:
-    """Squared distances of (N, F) and (M, F): (N, M)."""
-    products = ones.square().sum(dim=1)[:, None] - 2 * ones @ others.T
-    squares: Tensor = (products + others.square().sum(dim=1)).clamp(min=0)
-    return squares

@@ -116,3 +116,12 @@ def test_pictures_that_are_too_small_are_an_error(
     settings = generated.model_copy(update={"data": small, "model": DefectModel(words=12)})
     with pytest.raises(SettingsError, match=r"47 pixels are too small for visual words.*48"):
         build(settings, dataset)
+
+
+def test_tiles_are_refused_because_whole_pictures_are_taught(
+    generated: DefectSettings, dataset: data.InspectionDataset
+) -> None:
+    tiled = generated.data.model_copy(update={"tile": 48})
+    settings = generated.model_copy(update={"data": tiled, "model": DefectModel(words=12)})
+    with pytest.raises(SettingsError, match=r"the model would see tiles.*data\.tile = 0"):
+        build(settings, dataset)
