@@ -61,7 +61,7 @@ mask_weight = 0.0
 {model}
 
 [train]
-epochs = 12
+epochs = 20
 batch_size = 32
 keep = "last"
 devices = 1

@@ -130,7 +130,7 @@ class DefectModel(ModelSettings):
     words: NonNegativeInt = Field(
         default=0,
         description="Visual words, for instance 200, that a support vector machine judges by, "
-        "beside the network; a bundle grows by 130 kB a word; 0: the network judges alone.",
+        "beside the network; a bundle grows by 160 kB a word; 0: the network judges alone.",
     )
     mixup: NonNegativeFloat = Field(
         default=0.0, description="How much training pictures are mixed with one another; 0: not."

@@ -10,7 +10,7 @@ from pegboard.errors import SettingsError
 from pegboard_defect import data
 from pegboard_defect.model import build
 from pegboard_defect.settings import DefectModel, DefectSettings
-from pegboard_defect.words import GRID, SMALLEST, WordMachine, _best_in_cells
+from pegboard_defect.words import PENALTY, SCALES, SMALLEST, WordMachine, _best_in_cells
 
 
 @pytest.fixture
@@ -36,20 +36,22 @@ def labels_of(dataset: data.InspectionDataset) -> np.ndarray:
 def test_the_best_match_in_each_cell_counts_and_no_place_is_left_out() -> None:
     found = torch.zeros(1, 1, 6, 7)
     found[0, 0, 5, 6] = 3.0
-    best = _best_in_cells(found).reshape(GRID, GRID)
+    best = _best_in_cells(found, 4).reshape(4, 4)
     assert best[-1, -1] == 3.0
     assert (best > 0).sum() == 1
 
 
+@pytest.mark.parametrize("scale", range(len(SCALES)))
 def test_a_word_counts_as_far_as_it_is_nearer_than_the_mean_one(
-    machine: WordMachine, dataset: data.InspectionDataset
+    machine: WordMachine, dataset: data.InspectionDataset, scale: int
 ) -> None:
-    images = pictures_of(dataset)[:3]
-    seen = machine.normalise(images)  # (3, D, 6, 6): a patch a cell
-    patches = functional.unfold(seen, 3).transpose(1, 2)  # (3, 16, E)
-    distance = torch.cdist((patches - machine.mean) @ machine.whiten, machine.words)  # (3, 16, W)
+    dictionary, (patch, grid) = machine.dictionaries[scale], SCALES[scale]
+    seen = machine.normalise(pictures_of(dataset)[:3])  # (3, D, 6, 6): a patch a cell
+    patches = functional.unfold(seen, patch).transpose(1, 2)  # (3, G^2, E)
+    white = (patches - dictionary.mean) @ dictionary.whiten
+    distance = torch.cdist(white, dictionary.words)  # (3, G^2, W)
     expected = (distance.mean(dim=2, keepdim=True) - distance).clamp(min=0)
-    found = machine.describe(images).reshape(3, 12, GRID**2).transpose(1, 2)
+    found = dictionary.describe(seen).reshape(3, 12, grid**2).transpose(1, 2)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -59,9 +61,9 @@ def test_the_machine_answers_as_scikit_learns_does(
     from sklearn.svm import SVC
 
     images, labels = pictures_of(dataset), labels_of(dataset)
-    features = (machine.describe(images) - machine.feature_mean) * machine.feature_scale
-    peer = SVC(C=4.0, gamma=1.0).fit(features.double().numpy(), labels == 0)
-    expected = torch.from_numpy(peer.decision_function(features.double().numpy())).float()
+    features = machine.features(images).double().numpy()
+    peer = SVC(C=PENALTY, gamma=1 / len(SCALES)).fit(features, labels == 0)
+    expected = torch.from_numpy(peer.decision_function(features)).float()
     torch.testing.assert_close(machine(images)[:, 0], expected, rtol=0, atol=2e-3)
 
 
