@@ -50,7 +50,7 @@ class Answerer:
         Raises:
             RequestError: The request does not fit; the sentence names the field.
         """
-        return self.encode(self.infer(self.decode(payload)))
+        return self.encode(self.infer(self.decode(payload)), payload)
 
     def with_predictor(self, predictor: Predictor) -> Answerer:
         """Return the same with another backend."""
@@ -80,10 +80,12 @@ class Answerer:
         )
         return outputs
 
-    def encode(self, outputs: Mapping[str, Array]) -> Sequence[Mapping[str, Any]]:
-        """Turn outputs into answers."""
+    def encode(
+        self, outputs: Mapping[str, Array], payload: Any = None
+    ) -> Sequence[Mapping[str, Any]]:
+        """Turn outputs into answers; `payload` is the request that they answer, if there is one."""
         answers: Sequence[Mapping[str, Any]] = self.hook.encode_answer(
-            settings=self.settings, outputs=outputs, thresholds=self.thresholds
+            settings=self.settings, outputs=outputs, thresholds=self.thresholds, request=payload
         )
         return answers
 

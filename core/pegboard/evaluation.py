@@ -109,7 +109,7 @@ def evaluate(
         progress: Where to show how far it is.
         resamples: Bootstrap samples behind each confidence interval; 0 gives none.
     """
-    batches = batches_of(board, settings, data, settings.train.batch_size)
+    batches = batches_of(board, settings, data, settings.train.evaluated_at_once)
     rows = tabulated(
         board, settings, predictor, progress.track(batches, f"{name} on {split}", len(batches))
     )

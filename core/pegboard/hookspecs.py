@@ -368,9 +368,16 @@ def decode_request(settings: Settings, payload: Any) -> Mapping[str, Array]:
 
 @_hook("deploy", "first result")
 def encode_answer(
-    settings: Settings, outputs: Mapping[str, Array], thresholds: Thresholds
+    settings: Settings, outputs: Mapping[str, Array], thresholds: Thresholds, request: Any
 ) -> Sequence[Mapping[str, Any]]:
     """Turn outputs into answers in the solution's own words.
+
+    Args:
+        settings: The project's settings.
+        outputs: What `infer` returned.
+        thresholds: As the bundle carries them.
+        request: What `decode_request` was given, for an answer that has to fit it; None where
+            there was no request, as in verification.
 
     Returns:
         One JSON-able answer per record. Under `decision` stands what is decided, if anything is:

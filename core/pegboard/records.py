@@ -216,6 +216,8 @@ class TensorSpec:
     """Their smallest and largest usual values, in the same order."""
     finite: bool = True
     """Whether NaN and infinity are refused in a request."""
+    infer_only: bool = False
+    """Whether only `infer` takes or returns it: the model, which sees windows, does not."""
     description: str = ""
     """One sentence."""
 
@@ -254,13 +256,16 @@ class Signature:
     any size, the model sees windows. Empty where it sees a request whole."""
 
     def windowed(self) -> Signature:
-        """Return what the model itself takes: the axes of the window have its lengths."""
+        """Return what the model itself takes and returns.
+
+        The axes of the window have its lengths, and what is `infer`'s alone is left out.
+        """
         return replace(
-            self,
-            inputs=tuple(spec.windowed(self.window) for spec in self.inputs),
-            outputs=tuple(spec.windowed(self.window) for spec in self.outputs),
-            window={},
+            self, inputs=self._seen(self.inputs), outputs=self._seen(self.outputs), window={}
         )
+
+    def _seen(self, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        return tuple(spec.windowed(self.window) for spec in specs if not spec.infer_only)
 
     def dynamic_axes(self) -> tuple[str, ...]:
         """Name every dynamic axis of the inputs, in order of appearance."""

@@ -85,6 +85,11 @@ class TrainSettings(Table):
     batch_size: PositiveInt = Field(
         default=64, description="Samples per optimiser step, over all processes together."
     )
+    eval_batch_size: NonNegativeInt = Field(
+        default=0,
+        description="Samples per batch where nothing is learnt; 0: as many as where it is. 1 where "
+        "samples differ in shape.",
+    )
     lr: PositiveFloat = Field(default=1e-3, description="Peak learning rate.")
     weight_decay: NonNegativeFloat = Field(default=1e-4, description="Decoupled weight decay.")
     warmup: float = Field(
@@ -120,6 +125,11 @@ class TrainSettings(Table):
     keep: Literal["best", "last"] = Field(
         default="best", description="The epoch whose weights go on: by headline metric, or last."
     )
+
+    @property
+    def evaluated_at_once(self) -> int:
+        """Samples per batch where nothing is learnt."""
+        return self.eval_batch_size or self.batch_size
 
 
 PLACEMENT = ("devices", "nodes", "strategy", "workers", "checkpoint_every")

@@ -359,7 +359,7 @@ class Trainer:
 
     def _validate(self) -> Rows:
         """Tabulate the validation split, each process its share; the main one gets all rows."""
-        size = math.ceil(self.options.batch_size / self.world.size)
+        size = math.ceil(self.options.evaluated_at_once / self.world.size)
         share = math.ceil(len(self.validation_data) / size / self.world.size) * size
         first = self.world.rank * share
         indices = range(len(self.validation_data))[first : first + share]

@@ -36,6 +36,20 @@ def test_the_solutions_own_infer_runs_the_predictor() -> None:
     assert answers == [{"score": 0.25, "decision": "no"}]
 
 
+def test_an_answer_may_fit_its_request_which_is_absent_in_verification() -> None:
+    class Fitting:
+        @hookimpl
+        def encode_answer(self, outputs: Any, request: Any) -> Any:
+            return [{"of": request} for _ in outputs["probability"]]
+
+    board = build_board("toy")
+    board.manager.register(Fitting())
+    payload = {"points": [[0.0, 0.0, 0.0, 0.0]]}
+    answerer = Answerer(board, SETTINGS, certain, {"positive": 0.5})
+    assert answerer(payload) == [{"of": payload}]
+    assert answerer.encode(answerer.infer(answerer.decode(payload))) == [{"of": None}]
+
+
 def test_what_a_solution_decodes_is_held_against_its_signature() -> None:
     class Careless:
         @hookimpl

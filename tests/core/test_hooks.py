@@ -53,7 +53,7 @@ FIRST_RESULT = {
     "signature": ("settings",),
     "build_deployable": ("settings", "model"),
     "decode_request": ("settings", "payload"),
-    "encode_answer": ("settings", "outputs", "thresholds"),
+    "encode_answer": ("settings", "outputs", "thresholds", "request"),
     "infer": ("settings", "predictor", "inputs"),
 }
 
@@ -168,6 +168,7 @@ def test_a_wrapper_changes_what_the_rest_answered(project: Project) -> None:
         settings=project.settings,
         outputs={"probability": np.array([0.9])},
         thresholds={"positive": 0.5},
+        request=None,
     )
     assert answers == [{"score": 0.9, "decision": "yes", "desk": 2}]
 

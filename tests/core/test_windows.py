@@ -54,6 +54,17 @@ def test_the_model_itself_takes_the_window_and_any_batch() -> None:
     assert windowed.example(batch=3)["x"].shape == (3, 4)
 
 
+def test_what_is_infers_alone_the_model_neither_takes_nor_returns() -> None:
+    spacing = TensorSpec(name="spacing", dtype="float32", shape=("batch", 3), infer_only=True)
+    total = TensorSpec(name="total", dtype="float32", shape=("batch",), infer_only=True)
+    wide = Signature(
+        inputs=(*SIGNATURE.inputs, spacing),
+        outputs=(*SIGNATURE.outputs, total),
+        window={"length": 4},
+    )
+    assert wide.windowed() == SIGNATURE.windowed()
+
+
 def test_without_a_window_nothing_changes() -> None:
     plain = Signature(inputs=SIGNATURE.inputs, outputs=SIGNATURE.outputs)
     assert plain.windowed() == plain

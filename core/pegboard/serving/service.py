@@ -152,7 +152,7 @@ class Service:
         answerer = champion.deployment.answerer
         inputs = await self._compute(champion, answerer.decode, payload)
         outputs = await self._run(champion, inputs)
-        answers = list(await self._compute(champion, answerer.encode, outputs))
+        answers = list(await self._compute(champion, answerer.encode, outputs, payload))
         self._watch(champion, inputs, outputs, None)
         self._tell(champion, len(answers), time.perf_counter() - began)
         return champion.deployment.version, answers
@@ -175,10 +175,10 @@ class Service:
                 remedy="send fewer records at once, or raise serve.timeout_seconds",
             ) from None
 
-    async def _compute(self, champion: Champion, call: Callable[[Any], Any], value: Any) -> Any:
+    async def _compute(self, champion: Champion, call: Callable[..., Any], *values: Any) -> Any:
         if champion.inline:
-            return call(value)
-        return await asyncio.get_running_loop().run_in_executor(self.executor, call, value)
+            return call(*values)
+        return await asyncio.get_running_loop().run_in_executor(self.executor, call, *values)
 
     def _watch(
         self,

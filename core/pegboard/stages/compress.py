@@ -167,7 +167,7 @@ def _calibration(
     )
     if answerer.is_plain:
         batches = evenly_spaced(
-            run, "train", CALIBRATION_RECORDS, project.settings.train.batch_size
+            run, "train", CALIBRATION_RECORDS, project.settings.train.evaluated_at_once
         )
         return [batch.arrays() for batch in batches]
     records = evenly_spaced(run, "train", CALIBRATION_RECORDS, batch_size=1)

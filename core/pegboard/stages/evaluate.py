@@ -44,7 +44,7 @@ def _evaluated(run: Run, predictor: Predictor, name: str, progress: Progress) ->
     """Choose thresholds on the validation split, then measure on the test split."""
     board, settings = run.project.board, run.project.settings
     validation = board.hook.load_split(settings=settings, split="validation")
-    batches = evaluation.batches_of(board, settings, validation, settings.train.batch_size)
+    batches = evaluation.batches_of(board, settings, validation, settings.train.evaluated_at_once)
     rows = evaluation.tabulated(
         board, settings, predictor, progress.track(batches, f"{name} on validation", len(batches))
     )

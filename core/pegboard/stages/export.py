@@ -149,7 +149,7 @@ def _inputs(batches: Iterable[Any]) -> Iterable[dict[str, Array]]:
 
 def _reference(run: Run, answerer: Answerer, progress: Progress) -> dict[str, Any]:
     """Describe inputs and outputs on the train split."""
-    size = run.project.settings.train.batch_size
+    size = run.project.settings.train.evaluated_at_once
     batches = evenly_spaced(run, "train", REFERENCE_RECORDS, size)
     inputs = TensorStatistics(answerer.signature.inputs, len(batches))
     outputs = TensorStatistics(answerer.signature.outputs, len(batches))

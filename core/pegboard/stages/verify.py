@@ -106,7 +106,7 @@ def _trained(run: Run, bundle: Bundle, progress: Progress) -> Trained:
 def _on_test_split(run: Run, answerer: Answerer, name: str, progress: Progress) -> SplitResult:
     board, settings = run.project.board, run.project.settings
     data = board.hook.load_split(settings=settings, split="test")
-    batches = batches_of(board, settings, data, settings.train.batch_size)
+    batches = batches_of(board, settings, data, settings.train.evaluated_at_once)
     tables, decisions = [], []
     for batch in progress.track(batches, f"{name} on test", len(batches)):
         outputs = answerer.infer(batch.arrays())

@@ -59,7 +59,10 @@ def test_the_wrapper_says_which_lane_a_part_goes_to(project: Project) -> None:
         "map": np.zeros((3, 64, 64), dtype=np.float32),
     }
     answers = project.board.hook.encode_answer(
-        settings=project.settings, outputs=outputs, thresholds={"defect": 0.5, "pixel": 0.5}
+        settings=project.settings,
+        outputs=outputs,
+        thresholds={"defect": 0.5, "pixel": 0.5},
+        request=None,
     )
     assert [answer["lane"] for answer in answers] == ["pass", "reinspect", "scrap"]
 

@@ -55,7 +55,7 @@ def test_the_wrapper_says_who_reviews(project: Project) -> None:
         "expected_loss": np.array([0.1, 20.0, 90_000.0], dtype=np.float32),
     }
     answers = project.board.hook.encode_answer(
-        settings=project.settings, outputs=outputs, thresholds={"review": 3.0}
+        settings=project.settings, outputs=outputs, thresholds={"review": 3.0}, request=None
     )
     assert [answer["queue"] for answer in answers] == [None, "standard", "senior"]
 

@@ -44,7 +44,7 @@ def test_the_settings_of_this_project_are_valid() -> None:
 def test_the_override_answers_embeddings_of_length_one(project: Project) -> None:
     outputs = {"embedding": np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32)}
     answers = project.board.hook.encode_answer(
-        settings=project.settings, outputs=outputs, thresholds={}
+        settings=project.settings, outputs=outputs, thresholds={}, request=None
     )
     assert [answer["embedding"] for answer in answers] == [[0.6, 0.8], [0.0, 0.0]]
 
