@@ -47,7 +47,7 @@ bench-decisions: $(READY)  ## Whole fraud decisions over HTTP, 300 a second
 bench-serve: $(READY)  ## Our server beside KServe's, MLServer, LitServe and a bare endpoint
 	$(BIN)/python benchmarks/serve.py
 
-$(READY): tools/setup.sh constraints.txt pyproject.toml core/pyproject.toml plugins/defect/pyproject.toml plugins/fraud/pyproject.toml templates/pyproject.toml
+$(READY): tools/setup.sh constraints.txt pyproject.toml core/pyproject.toml plugins/defect/pyproject.toml plugins/fraud/pyproject.toml plugins/medical/pyproject.toml templates/pyproject.toml
 	tools/setup.sh $(VENV)
 	@touch $@
 

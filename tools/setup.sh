@@ -53,5 +53,5 @@ read -r -a missing <<<"$(missing_packages "${wanted[@]}")"
 # constraints.txt pins what was tested; among it the torch build without CUDA where there is one.
 "$venv/bin/python" -m pip install -q -c constraints.txt \
     -e 'core[serve,train]' -e 'plugins/fraud[redis,serve,train]' \
-    -e 'plugins/defect[review,serve,train]' -e templates --group dev
+    -e 'plugins/defect[review,serve,train]' -e 'plugins/medical[serve,train]' -e templates --group dev
 "$venv/bin/python" -m pip check >&2

@@ -1,0 +1,1 @@
+"""Medical imaging: from DICOM series to a segmentation a radiologist can open."""

@@ -1,0 +1,1 @@
+"""Medical classification: a finding's kind from its volume or picture."""
