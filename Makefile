@@ -8,7 +8,7 @@ DEMO     := demo/my-$(SOLUTION)
 # Two cores: one thread a process, or tests and training starve one another.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint types imports docs check bench-defect bench-fraud bench-serve bench-decisions clean
+.PHONY: demo test test-slow lint types imports docs check bench-defect bench-fraud bench-medical bench-serve bench-decisions clean
 
 demo: $(READY)  ## Scaffold a project and run every stage on the embedded data
 	@test -d $(DEMO) || $(BIN)/pegboard new $(SOLUTION) my-$(SOLUTION) --output-dir demo --no-input
@@ -40,6 +40,10 @@ bench-fraud: $(READY)  ## Prequential folds on the handbook's data, beside XGBoo
 
 bench-defect: $(READY)  ## ELPV solar cells: augmentation and pretraining on and off, beside HOG + SVM
 	$(BIN)/python benchmarks/defect.py
+
+bench-medical: $(READY)  ## Hippocampus, lung nodules, and a whole CT through the exported model
+	$(BIN)/python benchmarks/medical.py
+	$(BIN)/python benchmarks/medical_classification.py
 
 bench-decisions: $(READY)  ## Whole fraud decisions over HTTP, 300 a second
 	$(BIN)/python benchmarks/decisions.py

@@ -9,7 +9,14 @@ import pytest
 from pegboard import PluginError
 from pegboard.testing import CHECKS, check_plugin
 
-SOLUTIONS = ("toy", "fraud", "defect", "moco")
+SOLUTIONS = (
+    "toy",
+    "fraud",
+    "defect",
+    "moco",
+    "medical-segmentation",
+    "medical-classification",
+)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ BUILT_IN = (
     "pegboard.logs",
     "pegboard.defaults",
     "pegboard.targets.onnx",
+    "pegboard.targets.openvino",
     "pegboard.targets.torch",
 )
 """Plugins of the core: the same hooks that are offered to strangers."""

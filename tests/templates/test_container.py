@@ -59,7 +59,23 @@ def inspection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["project", "inspection", "plugin"])
+@pytest.fixture(scope="module")
+def segmentation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A medical-segmentation project as `pegboard new` makes it."""
+    folder = tmp_path_factory.mktemp("hospital") / "my-segmentation"
+    create(find_template("medical-segmentation"), folder, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classification(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A medical-classification project as `pegboard new` makes it."""
+    folder = tmp_path_factory.mktemp("clinic") / "my-classification"
+    create(find_template("medical-classification"), folder, {})
+    return folder
+
+
+@pytest.fixture(params=["project", "inspection", "segmentation", "classification", "plugin"])
 def shipped(request: pytest.FixtureRequest) -> Path:
     """What each template makes."""
     folder: Path = request.getfixturevalue(request.param)
@@ -151,6 +167,52 @@ def test_an_inspectors_image_is_given_its_region_and_no_picture(
         (full / name).write_text("x")
     own = ["hooks.py", "pegboard.toml", "requirements-serve.txt"]
     assert context_of(full) == sorted([*own, "region.png", "bundle/bundle.json"])
+
+
+@pytest.mark.parametrize("name", ["segmentation", "classification"])
+def test_no_patient_reaches_an_image_or_the_source_code(
+    request: pytest.FixtureRequest, name: str, tmp_path: Path
+) -> None:
+    """But for the records that the bundle verifies itself with."""
+    project: Path = request.getfixturevalue(name)
+    full = shutil.copytree(project, tmp_path / "full")
+    patients = ["data/cases.csv", "data/.pseudonym-key", "dicom/DOE/IM0001", "ct.nii.gz", "a.zip"]
+    patients += ["findings.csv", "data/phantoms-1/a.dcm", "serve/answers.jsonl"]
+    for file in ("bundle/golden.npz", *patients):
+        (full / file).parent.mkdir(parents=True, exist_ok=True)
+        (full / file).write_text("x")
+    own = ["hooks.py", "pegboard.toml", "requirements-serve.txt"]
+    assert context_of(full) == sorted([*own, "bundle/golden.npz"])
+    subprocess.run(["git", "init", "--quiet"], cwd=full, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard"],
+        cwd=full,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert not {*patients, "bundle/golden.npz"} & set(listed.stdout.splitlines())
+
+
+@pytest.mark.parametrize("name", ["segmentation", "classification"])
+def test_a_hospitals_server_is_not_asked_to_install_what_trains(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    project: Path = request.getfixturevalue(name)
+    text = (project / "requirements-serve.txt").read_text()
+    assert re.findall(r"^pegboard-medical\[(.*)\]$", text, re.M) == ["serve"]
+
+
+@pytest.mark.parametrize("name", ["segmentation", "classification"])
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_every_variable_of_a_hospitals_compose_is_explained_and_no_secret_has_a_default(
+    request: pytest.FixtureRequest, name: str, readme: str
+) -> None:
+    project: Path = request.getfixturevalue(name)
+    found = VARIABLE.findall((project / "compose.yaml").read_text())
+    explained = (project / readme).read_text(encoding="utf-8")
+    assert {name for name, _, _ in found} == set(re.findall(r"^\| `([A-Z_]+)` \|", explained, re.M))
+    assert all(kind == "?" or not SECRET.search(name) for name, kind, _ in found)
 
 
 def test_an_inspection_server_is_not_asked_to_install_what_trains(inspection: Path) -> None:
@@ -250,7 +312,7 @@ def test_every_variable_of_a_plugins_compose_is_explained(plugin: Path) -> None:
     assert all(kind == "?" or not SECRET.search(name) for name, kind, _ in found)
 
 
-@pytest.mark.parametrize("name", ["project", "inspection"])
+@pytest.mark.parametrize("name", ["project", "inspection", "segmentation", "classification"])
 def test_the_two_readmes_have_the_same_sections_and_commands(
     request: pytest.FixtureRequest, name: str
 ) -> None:

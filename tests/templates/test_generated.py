@@ -18,9 +18,10 @@ from pegboard.cli.scaffold import create, find_template
 from pegboard.hookspecs import HOOKS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PROJECTS = ["defect", "fraud", "medical-classification", "medical-segmentation", "moco"]
 
 
-@pytest.fixture(scope="module", params=["defect", "fraud", "moco", "plugin"])
+@pytest.fixture(scope="module", params=[*PROJECTS, "plugin"])
 def generated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of each template, with answers by default."""
     folder = tmp_path_factory.mktemp("generated") / f"my-{request.param}"
@@ -102,7 +103,7 @@ def test_a_generated_plugin_is_listed_and_described_once_installed(
     assert "model.false_alarms" in described.stdout
 
 
-@pytest.mark.parametrize("name", ["defect", "fraud", "moco"])
+@pytest.mark.parametrize("name", PROJECTS)
 def test_every_hook_of_the_project_is_explained_in_its_readme(name: str) -> None:
     folder = find_template(name).folder / "{{cookiecutter.project_slug}}"
     tree = ast.parse(re.sub(r"{{.*?}}", "0", (folder / "hooks.py").read_text(encoding="utf-8")))

@@ -53,11 +53,12 @@ def site_with_template(folder: Path, files: dict[str, str], *, version: str = "1
 
 
 SLUG = "{{cookiecutter.project_slug}}"
+NAMES = ["defect", "fraud", "medical-classification", "medical-segmentation", "moco", "plugin"]
 
 
 def test_the_templates_are_found_with_their_summary() -> None:
     found = {template.name: template for template in installed_templates()}
-    assert {"defect", "fraud", "moco", "plugin"} <= set(found)
+    assert set(NAMES) <= set(found)
     assert found["fraud"].distribution == "pegboard-templates"
     assert (
         found["plugin"].summary
@@ -173,7 +174,7 @@ def test_without_a_terminal_nothing_is_asked(
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["defect", "fraud", "moco", "plugin"])
+@pytest.mark.parametrize("name", NAMES)
 def test_plain_cookiecutter_makes_the_same_files(tmp_path: Path, name: str, give: Give) -> None:
     subprocess.run(
         [

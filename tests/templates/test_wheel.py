@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TEMPLATES = REPOSITORY / "templates" / "pegboard_templates"
 PACKAGES = {
     "core": "pegboard",
     "plugins/fraud": "pegboard_fraud",
+    "plugins/medical": "pegboard_medical",
     "templates": "pegboard_templates",
 }
 
@@ -46,6 +48,6 @@ def test_the_wheel_holds_what_the_repository_holds(place: str, tmp_path: Path) -
 
 def test_the_templates_bring_their_dotfiles() -> None:
     found = in_the_repository(REPOSITORY / "templates", "pegboard_templates")
-    for name in ("defect", "fraud", "moco", "plugin"):
+    for name in sorted(path.parent.name for path in TEMPLATES.glob("*/cookiecutter.json")):
         project = f"pegboard_templates/{name}/{{{{cookiecutter.project_slug}}}}"
         assert {f"{project}/.gitignore", f"{project}/.github/workflows/ci.yml"} <= found

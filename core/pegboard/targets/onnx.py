@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pegboard.errors import PegboardError
 from pegboard.hookspecs import hookimpl
 from pegboard.records import Array, CompressRequest, ExportRequest, Signature, Target
-from pegboard.targets.support import first_line, missing, quiet, require
+from pegboard.targets.support import first_line, missing, multiplies_int8_exactly, quiet, require
 
 if TYPE_CHECKING:
     import onnx
@@ -60,6 +59,18 @@ def export(request: ExportRequest) -> Path:
         MissingExtraError: What the exporter needs is not installed.
         PegboardError: The deployable cannot be traced, or ONNX lacks one of its operations.
     """
+    path = request.folder / FILE
+    path.write_bytes(to_onnx(request).SerializeToString())
+    return path
+
+
+def to_onnx(request: ExportRequest) -> onnx.ModelProto:
+    """Return the deployable as a checked ONNX model; other targets may start from it.
+
+    Raises:
+        MissingExtraError: What the exporter needs is not installed.
+        PegboardError: The deployable cannot be traced, or ONNX lacks one of its operations.
+    """
     require("torch", "onnx", "onnxscript", what="the export to ONNX")
     import onnx
 
@@ -67,9 +78,7 @@ def export(request: ExportRequest) -> Path:
 
     model = _converted(trace(request), request.signature)
     onnx.checker.check_model(model, full_check=True)
-    path = request.folder / FILE
-    path.write_bytes(model.SerializeToString())
-    return path
+    return model
 
 
 def _converted(program: ExportedProgram, signature: Signature) -> onnx.ModelProto:
@@ -236,18 +245,13 @@ def quantize_static(request: CompressRequest) -> Path:
 
 
 def _weight_type() -> Any:
-    """Return the type of int8 weights that this processor multiplies exactly.
+    """Return the type of int8 weights that this processor multiplies exactly; signed is faster.
 
-    Signed ones are the faster, but x86 without VNNI adds their products in 16 bits, which
-    saturate: a whole model can go wrong by it. So an int8 model belongs to a kind of processor.
+    So an int8 model belongs to a kind of processor.
     """
     from onnxruntime.quantization import QuantType
 
-    flags = Path("/proc/cpuinfo")
-    exact = platform.machine() not in ("x86_64", "AMD64") or (
-        flags.exists() and "vnni" in flags.read_text(encoding="utf-8")
-    )
-    return QuantType.QInt8 if exact else QuantType.QUInt8
+    return QuantType.QInt8 if multiplies_int8_exactly() else QuantType.QUInt8
 
 
 def _without_shapes(source: Path) -> onnx.ModelProto:

@@ -7,8 +7,10 @@ import difflib
 import importlib.util
 import io
 import logging
+import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from pegboard.errors import MissingExtraError, SettingsError
 from pegboard.records import Target
@@ -98,3 +100,15 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, without a full stop."""
     line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     return line or type(error).__name__
+
+
+def multiplies_int8_exactly() -> bool:
+    """Whether this processor multiplies signed int8 weights without loss.
+
+    x86 without VNNI adds their products in 16 bits, which saturate: a whole model can go wrong by
+    it.
+    """
+    flags = Path("/proc/cpuinfo")
+    return platform.machine() not in ("x86_64", "AMD64") or (
+        flags.exists() and "vnni" in flags.read_text(encoding="utf-8")
+    )

@@ -96,13 +96,19 @@ class SegmentationModel(ModelSettings):
     patches: PositiveInt = Field(default=4, description="Training patches of a case, each epoch.")
     overlap: Share = Field(default=0.5, description="Share of a window that the next one repeats.")
     windows: PositiveInt = Field(default=4, description="Windows in one call of the model.")
-    skip_below: float | None = Field(
+    skip_below: float = Field(
         default=-900.0,
-        description="Windows without a voxel above this are taken to be empty; None: all are run. "
-        "Of an mr in deviations from the mean.",
+        description="Windows without a voxel above this are taken to be empty and not run; of an "
+        "mr in deviations from the mean, which by default runs all.",
+    )
+    symmetric: tuple[Literal["head-feet", "front-back", "left-right"], ...] = Field(
+        default=("left-right",),
+        description="Directions that what is looked for has no preference in: training patches are "
+        "mirrored along them.",
     )
     mirrored: bool = Field(
-        default=False, description="Judge every window mirrored too and take the mean."
+        default=False,
+        description="Judge every window mirrored along model.symmetric too and take the mean.",
     )
     lesions: bool = Field(
         default=True, description="Count connected lesions: recall, precision and FROC."

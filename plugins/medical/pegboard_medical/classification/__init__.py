@@ -1,1 +1,1 @@
-"""Medical classification: a finding's kind from its volume or picture."""
+"""The second solution of this plugin: what kind a finding is."""
