@@ -171,6 +171,9 @@ class DeploySettings(Table):
     golden: PositiveInt = Field(
         default=64, description="Records of the test split that the bundle carries to verify with."
     )
+    reference: PositiveInt = Field(
+        default=20_000, description="Records of the train split behind the reference statistics."
+    )
     limits: LimitSettings = LimitSettings()
 
 

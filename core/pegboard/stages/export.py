@@ -36,9 +36,6 @@ from pegboard.statistics import TensorStatistics
 from pegboard.targets.support import find_target, first_line
 from pegboard.weights import load_trained
 
-REFERENCE_RECORDS = 20_000
-"""Records of the train split behind the reference statistics."""
-
 JOINED = 7
 """Golden records in the second batch that an export is checked with: no size that a model would
 fix by chance."""
@@ -149,8 +146,10 @@ def _inputs(batches: Iterable[Any]) -> Iterable[dict[str, Array]]:
 
 def _reference(run: Run, answerer: Answerer, progress: Progress) -> dict[str, Any]:
     """Describe inputs and outputs on the train split."""
-    size = run.project.settings.train.evaluated_at_once
-    batches = evenly_spaced(run, "train", REFERENCE_RECORDS, size)
+    settings = run.project.settings
+    batches = evenly_spaced(
+        run, "train", settings.deploy.reference, settings.train.evaluated_at_once
+    )
     inputs = TensorStatistics(answerer.signature.inputs, len(batches))
     outputs = TensorStatistics(answerer.signature.outputs, len(batches))
     for arrays in _inputs(progress.track(batches, "reference statistics", len(batches))):

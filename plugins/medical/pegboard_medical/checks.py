@@ -178,6 +178,13 @@ def _check_survey(data: VolumeData) -> Iterator[Finding]:
             where=_some(sources.file_key(path, data.folder) for path in found.unreadable),
             remedy=f"replace them, or take them out of the data; {sources.LISTED} says their paths",
         )
+    if found.damaged_tables:
+        yield Finding(
+            level="error",
+            what=f"{_count(len(found.damaged_tables), 'table')} beside the volumes damaged",
+            where=_some(sources.file_key(path, data.folder) for path in found.damaged_tables),
+            remedy=f"replace them, or take them out; {sources.LISTED} says their paths",
+        )
     yield from _check_series(found, data)
     if found.stray_masks:
         yield Finding(

@@ -88,12 +88,13 @@ class VolumeDataset(Dataset[Sample]):
 
     Args:
         cases: Which ones.
-        modality: `ct` or `mr`.
-        patches: How often each comes up in an epoch.
+        settings: Say the modality, the classes, and how often each comes up in an epoch.
     """
 
-    def __init__(self, cases: Sequence[Case], modality: str, patches: int) -> None:
-        self.cases, self.modality, self.patches = list(cases), modality, patches
+    def __init__(self, cases: Sequence[Case], settings: SegmentationSettings) -> None:
+        self.cases = list(cases)
+        self.modality, self.classes = settings.data.modality, settings.data.classes
+        self.patches = settings.model.patches
         self._kept: dict[int, Sample] = {}
         self._bytes = 0
 
@@ -121,7 +122,7 @@ class VolumeDataset(Dataset[Sample]):
         image = np.ascontiguousarray(turned.voxels, dtype=np.float32)
         mask = np.zeros(volume.voxels.shape, dtype=np.uint8)
         if case.mask is not None:
-            mask = read_mask(case, volume)
+            mask = read_mask(case, volume, self.classes)
         scale = scale_of(image, self.modality)
         numbers = [np.nan] * 4
         if scale is not None:
@@ -151,4 +152,4 @@ def load(settings: SegmentationSettings, split: Split) -> VolumeDataset:
             where="data",
             remedy="outline more cases, or change the shares of the splits",
         )
-    return VolumeDataset(cases, settings.data.modality, settings.model.patches)
+    return VolumeDataset(cases, settings)

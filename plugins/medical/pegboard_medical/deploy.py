@@ -176,7 +176,7 @@ def received_of(series: Series, *, pixels: bool = True) -> Received:
     from pegboard_medical.dicom import affine_of, quiet, read_series
 
     with quiet():
-        sources = [dcmread(file, stop_before_pixels=True) for file in series.files]
+        sources = [dcmread(file, stop_before_pixels=True, force=True) for file in series.files]
     if pixels:
         return Received(volume=read_series(series), sources=sources)
     # What is answered has the grid of the series and none of its grey.

@@ -207,33 +207,8 @@ def group_series(files: Iterable[Path]) -> list[Series]:
 
 def scan(files: Iterable[Path]) -> Scan:
     """Read the headers of files and say what they hold; unchanged files are not read again."""
-    return _scan(tuple((file, *_state(file)) for file in sorted(files)))
-
-
-def _state(file: Path) -> tuple[int, int]:
-    state = file.stat()
-    return state.st_size, state.st_mtime_ns
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Member:
-    """What a file says of its series."""
-
-    series: str
-    study: str
-    patient: str
-    modality: str
-    is_volume: bool
-    slices: tuple[Slice, ...]
-    """Empty where it holds no image."""
-    refers_to: tuple[str, ...]
-    """UIDs of the series that a DICOM-SEG is of."""
-
-
-@lru_cache(maxsize=4)
-def _scan(files: tuple[tuple[Path, int, int], ...]) -> Scan:
-    paths = [file for file, *_ in files]
-    members = {file: member for file in paths if (member := _member(file)) is not None}
+    paths = sorted(files)
+    members = {file: member for file in paths if (member := _look(file)) is not None}
     by_series: dict[str, list[_Member]] = defaultdict(list)
     segmentations: dict[str, Path] = {}
     further: list[Path] = []
@@ -254,7 +229,32 @@ def _scan(files: tuple[tuple[Path, int, int], ...]) -> Scan:
     )
 
 
-def _member(file: Path) -> _Member | None:
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """What a file says of its series."""
+
+    series: str
+    study: str
+    patient: str
+    modality: str
+    is_volume: bool
+    slices: tuple[Slice, ...]
+    """Empty where it holds no image."""
+    refers_to: tuple[str, ...]
+    """UIDs of the series that a DICOM-SEG is of."""
+
+
+def _look(file: Path) -> _Member | None:
+    try:
+        state = file.stat()
+    except OSError:
+        return None
+    return _member(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=2**17)
+def _member(file: Path, size: int, changed: int) -> _Member | None:
+    """Read a header; a file of another size or time of change is read anew."""
     header = read_header(file)
     try:
         return None if header is None else _described(file, header)
@@ -274,7 +274,7 @@ def _described(file: Path, header: Any) -> _Member:
         modality=str(header.get("Modality") or "").lower(),
         is_volume=not any(str(kind).upper() == "LOCALIZER" for kind in kinds)
         and not str(header.SOPClassUID).startswith(SECONDARY_CAPTURE),
-        slices=tuple(_slices(file, header)) if has_image else (),
+        slices=tuple(slices_of(file, header)) if has_image else (),
         refers_to=tuple(str(one.get("SeriesInstanceUID")) for one in referred),
     )
 
@@ -286,28 +286,6 @@ def _should_be_dicom(file: Path, folders: set[Path]) -> bool:
         return True
     other = suffix in OTHER_SUFFIXES or file.name in OTHER_NAMES
     return not other and file.parent in folders
-
-
-def series_of(uid: str, datasets: Sequence[tuple[Path, Any]]) -> Series:
-    """Return the series of datasets that are at hand already.
-
-    Args:
-        uid: Of the series that all are of.
-        datasets: Each with what stands for its file, one at least.
-
-    Raises:
-        DataError: One holds no image, or values of a wrong kind.
-    """
-    try:
-        members = [_described(file, dataset) for file, dataset in datasets]
-    except (AttributeError, IndexError, TypeError, ValueError):
-        members = []
-    if not members or not all(member.slices for member in members):
-        raise DataError("an instance of the series cannot be read", remedy="replace the series")
-    return _joined(uid, members)
-
-
-_series = series_of
 
 
 def _joined(uid: str, members: Sequence[_Member]) -> Series:
@@ -326,7 +304,7 @@ def _joined(uid: str, members: Sequence[_Member]) -> Series:
     )
 
 
-def _slices(file: Path, header: Any) -> Iterator[Slice]:
+def slices_of(file: Path, header: Any) -> Iterator[Slice]:
     """Yield the slices of a file: one, or the frames of an enhanced image."""
     frames = header.get("PerFrameFunctionalGroupsSequence")
     if not frames:
@@ -436,7 +414,7 @@ def affine_of(datasets: Sequence[Any]) -> Array:
     Raises:
         DataError: One says no place.
     """
-    slices = [one for dataset in datasets for one in _slices(Path(), dataset)]
+    slices = [one for dataset in datasets for one in slices_of(Path(), dataset)]
     if not all(one.position and one.orientation and one.spacing for one in slices):
         raise DataError("a slice says no position, orientation or spacing")
     return _affine(_ordered(slices) if len(datasets) == 1 else slices)
@@ -676,7 +654,7 @@ def pixels_of(dataset: Any) -> Array:
 def _rescaled(stored: Array, places: Sequence[Any]) -> Array:
     slope = float(_number(places, "RescaleSlope", 1.0))
     intercept = float(_number(places, "RescaleIntercept", 0.0))
-    if not (slope.is_integer() and intercept.is_integer()):
+    if stored.dtype.kind == "f" or not (slope.is_integer() and intercept.is_integer()):
         return (stored * slope + intercept).astype(np.float32)
     changed = stored.astype(np.int64) * int(slope) + int(intercept)
     small = np.iinfo(np.int16)

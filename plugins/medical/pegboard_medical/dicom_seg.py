@@ -214,10 +214,11 @@ def seg_dataset(
     for number, k in enumerate(listed, start=1):
         numbers[k + 1] = number
     uids = _uids(mask, sources, seed)
+    step = _step(sources)
     with quiet():
         try:
             segmentation = hd.seg.Segmentation(
-                source_images=[_bare(source) for source in sources],
+                source_images=[_bare(source, step) for source in sources],
                 pixel_array=numbers[mask],
                 segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
                 segment_descriptions=[
@@ -327,7 +328,16 @@ _LOOKED_AT = (0x0008, 0x0018, 0x0020, 0x0028, 0x0040, 0x0048, 0x5200)
 """Groups of the attributes that say what and where an image is; pixels are elsewhere."""
 
 
-def _bare(source: Dataset) -> Dataset:
+def _step(sources: Sequence[Dataset]) -> float:
+    """Return the millimetres from slice to slice; 1 where the sources do not say."""
+    places = [source.get("ImagePositionPatient") for source in sources]
+    if len(places) < 2 or not (places[0] and places[-1]):
+        return 1.0
+    length = np.linalg.norm(np.subtract(places[-1], places[0], dtype=np.float64))
+    return float(length) / (len(places) - 1) or 1.0
+
+
+def _bare(source: Dataset, step: float) -> Dataset:
     """Return a source with what highdicom looks at and nothing of the patient.
 
     highdicom refuses a patient's sex that is not M, F or O, warns with the patient's name in its
@@ -345,6 +355,9 @@ def _bare(source: Dataset) -> Dataset:
             bare.add(element)
     for keyword in (*_PATIENT[:4], *_STUDY):
         setattr(bare, keyword, "")
+    # DICOM lets it be empty, highdicom does not.
+    if "PixelSpacing" in bare and not bare.get("SliceThickness"):
+        bare.SliceThickness = f"{step:.6g}"
     return bare
 
 

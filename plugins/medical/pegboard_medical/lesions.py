@@ -12,7 +12,9 @@ a perfect detector.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from scipy import ndimage
@@ -31,7 +33,13 @@ FLOOR = 0.05
 """Probabilities below this are no candidate."""
 
 MOST = 50
-"""Candidates of a scan that are looked at, the surest first."""
+"""Candidates of a scan that count, the surest."""
+
+VOXELS = 2_000_000
+"""Voxels of a scan that candidates are cut from, the surest: an untrained network marks it all."""
+
+LOOKS = 300
+"""Peaks and slopes of a map that are looked at, the highest first: a map of noise has no end."""
 
 THRESHOLDS = (1 / (1 + np.exp(-np.arange(-3, 9.25, 0.5)))).astype(np.float32)
 """Scores, (T,) from 0.05 to 0.9999, that candidates are counted at: evenly spaced in log odds, as
@@ -104,57 +112,86 @@ def candidates(probability: Array, fewest: float = 1.0) -> tuple[Array, Array]:
         Candidates numbered from 1, int32 (D, H, W), and their scores (M,), falling.
     """
     marked = np.zeros(probability.shape, dtype=np.int32)
-    box = bounding_box(probability >= FLOOR)
+    floor = FLOOR
+    above = probability[probability >= floor]
+    if len(above) > VOXELS:
+        floor = float(np.partition(above, -VOXELS)[-VOXELS])
+    box = bounding_box(probability >= floor)
     if box is None:
         return marked, np.zeros(0)
     # A view: what is written into it is written into `marked`.
-    scores = _mark(probability[box], marked[box], fewest)
+    scores = _mark(np.where(probability[box] >= floor, probability[box], 0), marked[box], fewest)
     return marked, np.array(scores)
 
 
 def _mark(probability: Array, marked: Array, fewest: float) -> list[float]:
-    numbered, count = components(probability >= FLOOR)
-    boxes = ndimage.find_objects(numbered)
-    peaks = ndimage.maximum(probability, numbered, np.arange(1, count + 1))
-    queue = [(-float(peak), region) for region, peak in enumerate(peaks, start=1)]
+    taken = np.zeros(probability.shape, dtype=bool)
+    order = count()
+    queue = [(-one.peak, next(order), one) for one in _islands(probability, (0, 0, 0))]
     heapq.heapify(queue)
-    islands: dict[int, _Island] = {}
     scores: list[float] = []
-    while queue and len(scores) < MOST:
-        peak, region = heapq.heappop(queue)
-        if region not in islands:
-            box = boxes[region - 1]
-            heights = np.where(numbered[box] == region, probability[box], 0)
-            islands[region] = _Island(heights=heights, taken=np.zeros(heights.shape, dtype=bool))
-        taken = islands[region].take()
-        if taken is not None and taken.sum() >= fewest:
-            scores.append(-peak)
-            marked[boxes[region - 1]][taken] = len(scores)
-        rest = float(islands[region].heights.max())
-        if rest >= FLOOR:
-            heapq.heappush(queue, (-rest, region))
+    for _ in range(LOOKS):
+        if not queue or len(scores) == MOST:
+            break
+        _, _, island = heapq.heappop(queue)
+        top = island.top()
+        if not _touches(taken, island.box, top) and top.sum() >= fewest:
+            scores.append(island.peak)
+            marked[island.box][top] = len(scores)
+        taken[island.box] |= top
+        starts = [side.start for side in island.box]
+        for rest in _islands(np.where(top, 0, island.heights), starts):
+            heapq.heappush(queue, (-rest.peak, next(order), rest))
     return scores
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Island:
-    """A connected region of the map above the floor, and what was cut out of it."""
+    """A connected region of the map above the floor."""
 
+    box: tuple[slice, ...]
+    """Where it is."""
     heights: Array
-    """What is left of it; 0 where it was cut."""
-    taken: Array
-    """What was cut."""
+    """The map in the box; 0 where it is not."""
+    peak: float
+    """Its largest value."""
 
-    def take(self) -> Array | None:
-        """Cut out what belongs to the highest peak; None where that is the slope of another."""
+    def top(self) -> Array:
+        """Return what is connected to the peak at a share of its height."""
         place = np.unravel_index(self.heights.argmax(), self.heights.shape)
-        numbered, _ = components(self.heights >= REACH * self.heights[place])
+        numbered, _ = components(self.heights >= REACH * self.peak)
         inside: Array = numbered == numbered[place]
-        beside = self.taken.any() and ndimage.binary_dilation(inside, TOUCHING)
-        is_slope = bool((beside & self.taken).any())
-        self.heights[inside] = 0
-        self.taken[inside] = True
-        return None if is_slope else inside
+        return inside
+
+
+def _islands(heights: Array, starts: Sequence[int]) -> Iterator[_Island]:
+    """Split a map whose first voxel lies at `starts`; of very many islands the highest are kept."""
+    numbered, regions = components(heights >= FLOOR)
+    boxes = ndimage.find_objects(numbered)
+    peaks = np.asarray(ndimage.maximum(heights, numbered, np.arange(1, regions + 1)))
+    for index in np.argsort(-peaks, kind="stable")[:LOOKS].tolist():
+        box = boxes[index]
+        yield _Island(
+            box=tuple(
+                slice(first + side.start, first + side.stop)
+                for first, side in zip(starts, box, strict=True)
+            ),
+            heights=np.where(numbered[box] == index + 1, heights[box], 0),
+            peak=float(peaks[index]),
+        )
+
+
+def _touches(taken: Array, box: tuple[slice, ...], inside: Array) -> bool:
+    """Say whether what is inside a box lies beside what is taken, or shares a corner with it."""
+    around = tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)
+    if not taken[around].any():
+        return False
+    room = [
+        (side.start - wide.start, min(1, length - side.stop))
+        for side, wide, length in zip(box, around, taken.shape, strict=True)
+    ]
+    grown = ndimage.binary_dilation(np.pad(inside, room), TOUCHING)
+    return bool((grown & taken[around]).any())
 
 
 # --- The curve ------------------------------------------------------------------------------------

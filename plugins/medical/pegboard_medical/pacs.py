@@ -253,7 +253,7 @@ def _series(datasets: Sequence[Dataset]) -> dicom.Series:
         slices = [
             one
             for number, dataset in enumerate(datasets)
-            for one in dicom._slices(Path(str(number)), dataset)
+            for one in dicom.slices_of(Path(str(number)), dataset)
         ]
         if all(one.position and one.orientation for one in slices):
             normal = dicom.normal_of(slices[0].orientation)

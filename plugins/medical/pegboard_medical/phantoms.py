@@ -339,7 +339,7 @@ def _write_series(
         # Some scanners count from the head.
         instance = k + 1 if number % 2 else len(stored) - k
         height = _decimal(affine[2, 3] + k * affine[2, 0]).ljust(len(_HEIGHT))
-        own = head.replace(f".{_NUMBER}".encode(), f".{1000 + k}".encode())
+        own = head.replace(instance_uid.encode(), f"{base}.{1000 + k}".encode())
         own = own.replace(_INSTANCE % _NUMBER.encode(), _INSTANCE % f"{instance:<4d}".encode())
         own = own.replace(_HEIGHT.encode(), height.encode())
         name = folder / f"I{names[k]:05d}{ending}"
@@ -347,7 +347,7 @@ def _write_series(
     return str(dataset.SeriesInstanceUID)
 
 
-_NUMBER, _HEIGHT = "7777", "77777.7777"
+_NUMBER, _HEIGHT = "7777", "99999.9999"
 """Marks in the header's bytes, for the number of a slice and its height."""
 _INSTANCE = struct.pack("<HH2sH", 0x0020, 0x0013, b"IS", 4) + b"%s"
 """The element of its number: the digits alone could stand in any UID."""
@@ -776,7 +776,7 @@ def _nodules(
         diameter = float(np.exp(random.normal(np.log(15.0 if tiny else 9.0), 0.55)))
         if not least <= diameter <= most:
             diameter = float(np.exp(random.uniform(np.log(least), np.log(most))))
-        for _ in range(20):
+        for _ in range(60):
             centre = _place(random, lungs, vessels, diameter / 2)
             margin = diameter / 2 + 3
             if (centre < box[0] + margin).any() or (centre > box[1] - margin).any():
@@ -819,7 +819,7 @@ def _nodule(random: Random, centre: Floats, diameter: float) -> Nodule:
     )
     lobed = spiculated or random.random() < 0.4
     count = int(random.integers(4, 9))
-    heights = random.uniform(*((0.12, 0.4) if lobed else (-0.06, 0.1)), count)
+    heights = random.uniform(*((0.1, 0.5) if lobed else (-0.06, 0.1)), count)
     bumps = np.column_stack([_unit(random.normal(0, 1, (count, 3))), heights])
     chalk = 0.0
     if kind == "solid" and not spiculated and random.random() < 0.16:
@@ -852,11 +852,11 @@ def _spicules(random: Random, centre: Floats, radius: float) -> Tubes:
     """Draw thin lines that leave a nodule and taper."""
     count = int(random.integers(9, 20))
     directions = _unit(random.normal(0, 1, (count, 3)))
-    lengths = radius * random.uniform(0.25, 0.9, count) + random.uniform(1, 4, count)
+    lengths = radius * random.uniform(0.35, 1.0, count) + random.uniform(2, 5, count)
     along = np.linspace(0, 1, 14)[None, :, None]
     points = centre + directions[:, None] * (0.7 * radius + along * lengths[:, None, None])
     points = points + random.normal(0, 0.12 * radius, (count, 1, 3)) * along**2
-    radii = np.broadcast_to(1.1 - 0.75 * along[..., 0], (count, 14))
+    radii = np.broadcast_to(1.45 - 0.95 * along[..., 0], (count, 14))
     return Tubes(
         points=points.reshape(-1, 3).astype(np.float32), radii=radii.reshape(-1).astype(np.float32)
     )
@@ -1232,7 +1232,7 @@ def _add(random: Random, patient: Patient, grid: Grid, volume: Floats, nodule: N
     shape = _shape_of(nodule, grid)
     if shape is None:
         return
-    _splat(volume, grid, nodule.spicules, -40.0)
+    _splat(volume, grid, nodule.spicules, 10.0)
     box, deep, share = shape
     blur = np.float32(grid.blur)
     cover = (deep / blur + np.float32(0.5)).clip(0, 1)

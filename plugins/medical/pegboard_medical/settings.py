@@ -137,6 +137,9 @@ class VolumeDeploy(DeploySettings):
     golden: PositiveInt = Field(
         default=4, description="Records of the test split that the bundle carries to verify with."
     )
+    reference: PositiveInt = Field(
+        default=16, description="Records of the train split behind the reference statistics."
+    )
 
 
 class VolumeServe(ServeSettings):

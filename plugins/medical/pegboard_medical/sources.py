@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import re
 from collections import defaultdict
@@ -50,6 +51,7 @@ MASK_ENDINGS = ("_mask", "_seg", "_label", "_labels")
 FIRST_CHANNEL = re.compile(r"_0000$")
 """What nnU-Net adds to an image's name."""
 CHANNEL = re.compile(r"_\d{4}$")
+TABLES = (".csv", ".tsv")
 SPLIT_WORDS: Mapping[str, Split] = {
     "train": "train",
     "training": "train",
@@ -82,6 +84,8 @@ class Survey:
     """Masks that belong to no image."""
     further_masks: tuple[Path, ...] = ()
     """DICOM-SEG files of series that have a mask already."""
+    damaged_tables: tuple[Path, ...] = ()
+    """CSV files beside the volumes that hold no text."""
     channels: int = 0
     """Images of further channels (`_0001`), which are not read."""
     unnamed: int = 0
@@ -201,6 +205,9 @@ def survey(data: VolumeData) -> Survey:
         root = dicom.unpacked(root, data.folder)
     layout = detect(root) if data.layout == "auto" else data.layout
     found = _READERS[layout](root, data)
+    if root.is_dir():
+        tables = (path for path in files_under(root) if path.suffix.lower() in TABLES)
+        found = replace(found, damaged_tables=tuple(path for path in tables if _is_noise(path)))
     if not found.cases and not found.series and not found.unreadable:
         raise DataError(
             f"there is no volume in the layout '{layout}'",
@@ -217,7 +224,7 @@ def detect(root: Path) -> str:
         DataError: Neither DICOM nor NIfTI is there.
     """
     if root.is_file():
-        if root.suffix.lower() in (".csv", ".tsv"):
+        if root.suffix.lower() in TABLES:
             return "csv"
         return "nifti" if is_nifti(root) else "dicom"
     files = files_under(root)
@@ -234,6 +241,13 @@ def detect(root: Path) -> str:
         where="data.path",
         remedy="give a folder or zip that holds some, or a CSV file that lists them",
     )
+
+
+def _is_noise(path: Path) -> bool:
+    """Say whether a table holds no text: zeros, other than those of UTF-16."""
+    with path.open("rb") as stream:
+        start = stream.read(4096)
+    return b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff"))
 
 
 def files_under(root: Path) -> list[Path]:
@@ -538,7 +552,8 @@ def _write_list(found: Survey, folder: Path) -> None:
     for case in found.cases:
         path = case.files[0] if case.kind == "nifti" else case.files[0].parent
         writer.writerow([case.key, path.as_posix(), case.mask.as_posix() if case.mask else ""])
-    for path in (*found.unreadable, *found.stray_masks, *found.further_masks):
+    others = (found.unreadable, found.damaged_tables, found.stray_masks, found.further_masks)
+    for path in itertools.chain(*others):
         writer.writerow([file_key(path, folder), path.as_posix(), ""])
     path = folder / LISTED
     if not path.is_file() or path.read_bytes() != text.getvalue().encode():

@@ -126,14 +126,14 @@ def test_a_vessel_as_large_as_a_nodule_is_mistaken_for_one_and_scores_lower() ->
     image = case.inputs["image"].copy()
     # 6 x 6 mm and 25 mm long: 900 mm3, as a nodule of 6 mm in radius.
     image[4:14, 40:44, 76:80] = 30
-    rule = baseline.Rule(smallest=300, largest=3000)
+    rule = baseline.Rule(smallest=300, largest=2500)
     predictor = baseline.ThresholdPredictor(rules=[rule])
     scores = predictor(inputs(sample(image, case.targets["mask"])))["probabilities"][0, 0]
     assert 0.5 < scores[9, 42, 78] < 0.7
     assert scores[case.targets["mask"] > 0].max() > scores[9, 42, 78] + 0.1
     assert components(scores > 0.5)[1] == 2
     # Told to be rounder than that, it is left out.
-    round_only = baseline.Rule(smallest=300, largest=3000, least_fill=0.3)
+    round_only = baseline.Rule(smallest=300, largest=2500, least_fill=0.3)
     predictor = baseline.ThresholdPredictor(rules=[round_only])
     scores = predictor(inputs(sample(image, case.targets["mask"])))["probabilities"][0, 0]
     assert scores[9, 42, 78] == 0

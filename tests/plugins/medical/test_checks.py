@@ -185,6 +185,14 @@ def test_noise_in_place_of_the_last_slice_is_an_error(study: Path) -> None:
     the("error", findings, "1 mask cannot be used: the mask (5 x 6 x 7 of")
 
 
+def test_noise_in_place_of_a_table_beside_the_volumes_is_an_error(study: Path) -> None:
+    (study / "nodules.csv").write_text("uid,Größe\n", encoding="latin-1")
+    assert "error" not in levels(found(study))
+    (study / "nodules.csv").write_bytes(NOISE)
+    error = the("error", found(study), "1 table beside the volumes damaged")
+    assert error.where == key_of(study / "nodules.csv", study.parent / "kept")
+
+
 def test_pixels_cut_short_are_an_error(study: Path) -> None:
     path = next(study.rglob(f"{PLANTED}2.dcm"))
     path.write_bytes(path.read_bytes()[:-20])

@@ -460,7 +460,7 @@ def test_no_damage_to_a_header_escapes_as_another_error(tmp_path: Path) -> None:
         for place in rng.integers(132, len(whole) - 400, 4):
             data[place] = rng.integers(256)
         file.write_bytes(data)
-        dicom._scan.cache_clear()
+        dicom._member.cache_clear()
         for series in dicom.group_series([file]):
             dicom.series_findings(series, "key")
             try:

@@ -308,3 +308,16 @@ def test_segments_that_overlap_are_refused() -> None:
         assert place
     with pytest.raises(DataError, match="overlaps"):
         read_seg(segmentation, sources, CLASSES)
+
+
+def test_a_series_without_slice_thickness_gets_a_segmentation(test_data: Path) -> None:
+    folder = test_data / "medical" / "msd_hippocampus" / "dicom_crops" / "study1"
+    sources = [dcmread(file) for file in sorted(folder.iterdir())]
+    sources.sort(key=lambda one: float(one.ImagePositionPatient[2]))
+    for source in sources:
+        source.SliceThickness = None
+    mask = np.zeros((len(sources), sources[0].Rows, sources[0].Columns), dtype=np.uint8)
+    mask[3:5, 10:20, 10:20] = 1
+    again = read_seg(seg_dataset(mask, sources, ["nodule"]), sources)
+    np.testing.assert_array_equal(again, mask)
+    assert sources[0].SliceThickness is None

@@ -139,6 +139,17 @@ def test_of_many_the_surest_are_kept() -> None:
     np.testing.assert_allclose(scores, np.sort(heights.ravel())[::-1][: lesions.MOST])
 
 
+def test_of_a_scan_that_is_marked_all_over_the_surest_places_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lesions, "VOXELS", 200)
+    heights = np.maximum(hills(((5, 8, 8), 0.9)), np.float32(0.2))
+    heights += np.random.default_rng(0).uniform(0, 0.01, SHAPE).astype(np.float32)
+    marked, scores = lesions.candidates(heights)
+    assert scores[0] == pytest.approx(0.9, abs=0.02)
+    assert 0 < (marked > 0).sum() <= 200
+
+
 def test_counts_fall_with_the_threshold() -> None:
     true = boxes((3, 6, 6))
     heights = hills(((5, 8, 8), 0.6), ((5, 30, 30), 0.3))

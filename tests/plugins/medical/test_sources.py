@@ -173,7 +173,7 @@ def test_no_file_is_opened_to_list_a_thousand(tmp_path: Path) -> None:
     before = time.perf_counter()
     cases = read_cases(data)  # They are empty: opening one would be an error.
     assert len(cases) == 1000
-    assert time.perf_counter() - before < 3
+    assert time.perf_counter() - before < 10
 
 
 # --- Keys and patients ----------------------------------------------------------------------------

@@ -97,8 +97,8 @@ def test_it_learns_small_from_large(written: ClassificationSettings) -> None:
     train, test = (data.load(written, split) for split in ("train", "test"))
     network = build(written)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
-    for step in range(12):
-        some = [train[(16 * step + place) % len(train)] for place in range(16)]
+    for step in range(8):
+        some = [train[(8 * step + place) % len(train)] for place in range(8)]
         seen = stack([augment.change(written, sample) for sample in some])
         loss = network.losses(seen)["loss"]
         optimizer.zero_grad()
