@@ -52,6 +52,6 @@ read -r -a missing <<<"$(missing_packages "${wanted[@]}")"
 "$venv/bin/python" -m pip install -q --disable-pip-version-check --upgrade "pip>=25.1"
 # constraints.txt pins what was tested; among it the torch build without CUDA where there is one.
 "$venv/bin/python" -m pip install -q -c constraints.txt \
-    -e 'core[serve,train]' -e 'plugins/fraud[redis,serve,train]' \
+    -e 'core[openvino,serve,train]' -e 'plugins/fraud[redis,serve,train]' \
     -e 'plugins/defect[review,serve,train]' -e 'plugins/medical[serve,train]' -e templates --group dev
 "$venv/bin/python" -m pip check >&2

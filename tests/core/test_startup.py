@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "polars", "xgboost", "sklearn", "onnx", "onnxruntime", "matplotlib", "scipy")
+HEAVY = (
+    "torch",
+    "polars",
+    "xgboost",
+    "sklearn",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "matplotlib",
+    "scipy",
+)
 QUICK = (("--help",), ("list",), ("--version",))
 COMMANDS = (*QUICK, ("describe", "toy"), ("describe", "fraud"), ("train", "--help"))
 

@@ -362,12 +362,12 @@ def test_offering_the_targets_imports_no_runtime() -> None:
         "import sys\n"
         "from pegboard.board import build_board\n"
         "names = [target.name for target in build_board().collect('deploy_targets')]\n"
-        "print(names, sorted({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))\n"
+        "print(names, sorted({'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "['onnx', 'torch'] []"
+    assert done.stdout.strip() == "['onnx', 'openvino', 'torch'] []"
 
 
 # --------------------------------------------------------------------------- archives with code

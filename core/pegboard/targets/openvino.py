@@ -161,7 +161,7 @@ def _places(ports: Sequence[openvino.ConstOutput]) -> dict[str, int]:
 
 
 def load(path: Path, signature: Signature) -> OpenVinoPredictor:
-    """Open a model on the CPU: one thread for each call, as many calls at a time as there are cores.
+    """Open a model on the CPU: a thread for each call, as many calls at a time as there are cores.
 
     Raises:
         BundleError: OpenVINO cannot read it.

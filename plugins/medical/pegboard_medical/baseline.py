@@ -160,7 +160,7 @@ class ThresholdPredictor:
             # All are sure enough to be marked, the rounder ones surer: vessels are long.
             scores = np.where(regions.kept(rule), 0.51 + 0.48 * regions.fills, 0)
             # A voxel belongs to one structure.
-            is_free = ~found[:label].any(axis=0)[regions.box]
+            is_free = ~(found[:label][:, *regions.box] > 0).any(axis=0)
             found[label][regions.box] = scores[regions.numbered] * is_free
         return found
 

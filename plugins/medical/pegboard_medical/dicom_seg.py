@@ -357,6 +357,8 @@ def _bare(source: Dataset, step: float) -> Dataset:
         setattr(bare, keyword, "")
     # DICOM lets it be empty, highdicom does not.
     if "PixelSpacing" in bare and not bare.get("SliceThickness"):
+        # Written into, the element would be the source's own.
+        bare.pop("SliceThickness", None)
         bare.SliceThickness = f"{step:.6g}"
     return bare
 

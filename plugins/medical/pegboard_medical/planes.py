@@ -74,7 +74,7 @@ class View:
         inside = np.ones(grid[0].shape, dtype=bool)
         for place, count in zip(grid, cut.shape, strict=True):
             inside &= (place > -0.5) & (place < count - 0.5)
-        seen = ndimage.map_coordinates(cut, grid, order=order, mode="nearest")
+        seen: Array = ndimage.map_coordinates(cut, grid, order=order, mode="nearest")
         seen[~inside] = outside
         # Depth grows to the head, the rows of a picture downwards.
         return seen if axis == 0 else seen[::-1]

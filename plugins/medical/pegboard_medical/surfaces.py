@@ -49,7 +49,7 @@ def surface(mask: Array) -> Array:
         return np.zeros((0, 3), dtype=np.int64)
     inside = mask[box] > 0
     edge = np.argwhere(inside & ~ndimage.binary_erosion(inside))
-    return edge + np.array([side.start for side in box])
+    return np.asarray(edge + np.array([side.start for side in box]))
 
 
 def distances(found: Array, true: Array, spacing: Spacing) -> Distances | None:
