@@ -142,7 +142,8 @@ def _segmented(
             output / f"{key}.seg.dcm", seg_bytes(mask, received.sources, settings.data.classes)
         )
     turned, labels = oriented(received.volume), oriented(received.volume.like(mask)).voxels
-    picture = three_planes(turned.voxels.astype(np.float32), labels, turned.spacing)
+    window = settings.data.window if settings.data.modality == "ct" else None
+    picture = three_planes(turned.voxels.astype(np.float32), labels, turned.spacing, window=window)
     atomic_write(output / f"{key}.png", png_of(picture))
     volumes = zip(settings.data.classes, outputs["volume_ml"][0], strict=True)
     return {"case": key, **{f"{name}_ml": round(float(ml), 3) for name, ml in volumes}}

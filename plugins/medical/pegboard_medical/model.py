@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from monai.losses import DiceCELoss
-from monai.networks.nets import AttentionUnet, DynUNet, SegResNet, UNet
+from monai.losses.dice import DiceCELoss
+from monai.networks.nets.attentionunet import AttentionUnet
+from monai.networks.nets.dynunet import DynUNet
+from monai.networks.nets.segresnet import SegResNet
+from monai.networks.nets.unet import UNet
 from torch import Tensor, nn
 
 from pegboard.records import Batch
@@ -55,8 +58,8 @@ def build_network(model: SegmentationModel, classes: int) -> nn.Module:
             init_filters=model.channels,
             in_channels=1,
             out_channels=outputs,
-            blocks_down=[1, *[2] * (model.levels - 1)],
-            blocks_up=[1] * (model.levels - 1),
+            blocks_down=(1, *[2] * (model.levels - 1)),
+            blocks_up=(1,) * (model.levels - 1),
         )
     if model.network == "dynunet":
         return DynUNet(

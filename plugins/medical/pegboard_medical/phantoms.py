@@ -865,7 +865,8 @@ def _spicules(random: Random, centre: Floats, radius: float) -> Tubes:
 def _surface(nodule: Nodule, directions: Array) -> Floats:
     """Return the radius of a nodule along unit vectors (..., 3), as a share of the mean."""
     heights = np.exp(4.0 * (directions @ nodule.bumps[:, :3].T - 1)) @ nodule.bumps[:, 3]
-    oval = 1 / np.linalg.norm(directions / nodule.stretch, axis=-1)
+    # The middle itself has no direction.
+    oval = 1 / np.linalg.norm(directions / nodule.stretch, axis=-1).clip(1e-3)
     return np.asarray(oval * (1 + heights), dtype=np.float32)
 
 

@@ -81,8 +81,8 @@ def gaussian(shape: tuple[int, int, int]) -> Array:
         place = np.arange(length) - (length - 1) / 2
         sides.append(np.exp(-0.5 * (place / (length * SIGMA)) ** 2))
     depth, height, width = sides
-    weight = depth[:, None, None] * height[None, :, None] * width[None, None, :]
-    return np.maximum(weight, 1e-3).astype(np.float32)
+    weight: Array = depth[:, None, None] * height[None, :, None] * width[None, None, :]
+    return np.maximum(weight, np.float64(1e-3)).astype(np.float32)
 
 
 def places(length: int, side: int, overlap: float) -> list[int]:
@@ -128,9 +128,9 @@ def _run(
 
 def _flipped(predictor: Predictor, batch: Array, axes: tuple[int, ...]) -> Array:
     """Run windows (B, d, h, w) mirrored; what is said of them is mirrored back."""
-    inputs = np.flip(batch, [axis + 1 for axis in axes]) if axes else batch
+    inputs = np.flip(batch, tuple(axis + 1 for axis in axes)) if axes else batch
     found = predictor({"image": np.ascontiguousarray(inputs)})["probabilities"]
-    return np.flip(found, [axis + 2 for axis in axes]) if axes else found
+    return np.flip(found, tuple(axis + 2 for axis in axes)) if axes else found
 
 
 def _padded(

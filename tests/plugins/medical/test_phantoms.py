@@ -232,7 +232,7 @@ def test_diameters_are_those_of_the_outlines() -> None:
     axis = np.arange(-40, 40, 1.0, dtype=np.float32)
     grid = phantoms.Grid(z=axis, y=axis, x=axis)
     for diameter in np.linspace(6, 30, 25):
-        nodule = phantoms._nodule(random, random.normal(0, 1, 3), float(diameter))
+        nodule = phantoms._nodule(random, np.zeros(3, dtype=np.float32), float(diameter))
         shape = phantoms._shape_of(nodule, grid)
         assert shape is not None
         volume = float((shape[1] > 0).sum())

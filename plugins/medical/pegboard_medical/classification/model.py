@@ -25,6 +25,9 @@ SIZES: Mapping[str, tuple[int, int, tuple[int, ...], int]] = {
 DECODED = 16
 """Features of the decoder's maps."""
 
+SMALLEST = 1e-3
+"""Keeps logarithms of what has no size finite."""
+
 HIDDEN = 32
 """Units between the pooled features and the classes."""
 
@@ -70,7 +73,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the encoder's maps back to the finest of them, as in U-Net (Ronneberger et al., 2015).
+    """From the encoder's maps back to the finest: a feature pyramid (Lin et al., CVPR 2017).
 
     Args:
         widths: Features of the maps, finest first.
@@ -81,31 +84,60 @@ class Decoder(nn.Module):
         super().__init__()
         convolution = nn.Conv3d if dimensions == 3 else nn.Conv2d
         normalisation = nn.BatchNorm3d if dimensions == 3 else nn.BatchNorm2d
-        below = [widths[-1], *[DECODED] * (len(widths) - 2)]
-        self.steps = nn.ModuleList(
+        # One by one voxel: on the finest map anything larger would cost more than the encoder.
+        self.lateral = nn.ModuleList(convolution(width, DECODED, 1) for width in widths)
+        self.smooth = nn.ModuleList(
             nn.Sequential(
-                convolution(deeper + beside, DECODED, 3, padding=1, bias=False),
+                normalisation(DECODED),
+                nn.ReLU(inplace=True),
+                convolution(DECODED, DECODED, 3, padding=1, bias=False),
                 normalisation(DECODED),
                 nn.ReLU(inplace=True),
             )
-            for deeper, beside in zip(below, widths[-2::-1], strict=True)
+            for _ in widths[1:]
         )
         self.mask = convolution(DECODED, 1, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Maps, finest first -> features (B, D, ...) and logits of the mask (B, 1, ...)."""
-        found = maps[-1]
-        for step, beside in zip(self.steps, maps[-2::-1], strict=True):
-            large = functional.interpolate(found, size=beside.shape[2:], mode="nearest")
-            found = step(torch.cat([large, beside], dim=1))
+        beside = [lateral(one) for lateral, one in zip(self.lateral, maps, strict=True)]
+        found = beside[-1]
+        for smooth, finer in zip(self.smooth, beside[-2::-1], strict=True):
+            large = functional.interpolate(found, size=finer.shape[2:], mode="nearest")
+            found = smooth(large + finer)
         return found, self.mask(found)
+
+
+def measured(image: Tensor, inside: Tensor) -> Tensor:
+    """Measure what a radiologist does: how large, how bright, how uneven, how long, wide and high.
+
+    Args:
+        image: (B, 1, d, h, w) or (B, 1, h, w), normalised.
+        inside: (B, 1, d', h', w'), probability of each place of a coarser grid to be inside.
+
+    Returns:
+        (B, 3 + dimensions).
+    """
+    coarse = functional.interpolate(image, size=inside.shape[2:], mode="area")
+    every = tuple(range(2, inside.ndim))
+    size = inside.sum(dim=every) + 1
+    mean = (coarse * inside).sum(dim=every) / size
+    off = (coarse - mean.reshape(-1, 1, *[1] * len(every))) ** 2
+    columns = [size.log(), mean, (off * inside).sum(dim=every) / size]
+    for axis in every:
+        along = inside.sum(dim=tuple(other for other in every if other != axis))  # (B, 1, n)
+        place = torch.linspace(-1, 1, along.shape[2], device=along.device)
+        middle = (along * place).sum(dim=2) / size
+        spread = (along * (place - middle[:, :, None]) ** 2).sum(dim=2) / size
+        columns.append((spread + SMALLEST).log())
+    return torch.cat(columns, dim=1)
 
 
 class FindingNet(nn.Module):
     """Encoder, decoder and decision, trained together; images alone are asked for.
 
-    The decision sees the deepest map everywhere, and the decoder's where the finding is: their mean
-    there, and how large it is.
+    The decision sees the deepest map everywhere, the decoder's finest where the finding is, and
+    what `measured` measures there.
 
     Args:
         normalise: Of Hounsfield units; an MR comes scaled.
@@ -130,7 +162,9 @@ class FindingNet(nn.Module):
         self.normalise, self.mask_weight = normalise, mask_weight
         self.encoder = Encoder(name, dimensions)
         self.decoder = Decoder(self.encoder.widths, dimensions) if mask_weight else None
-        pooled = 2 * self.encoder.widths[-1] + (DECODED + 1 if mask_weight else 0)
+        pooled = 2 * self.encoder.widths[-1]
+        if mask_weight:
+            pooled += DECODED + 3 + dimensions
         self.decision = nn.Sequential(
             nn.BatchNorm1d(pooled),
             nn.Dropout(dropout),
@@ -148,15 +182,17 @@ class FindingNet(nn.Module):
 
     def judge(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return logits of the classes (B, K) and of the mask (B, 1, ...), a coarser one."""
-        maps = self.encoder(self.normalise(image)[:, None])
+        image = self.normalise(image)[:, None]
+        maps = self.encoder(image)
         deepest = maps[-1].flatten(2)
         pooled = [deepest.mean(dim=2), deepest.amax(dim=2)]
         mask = None
         if self.decoder is not None:
             found, mask = self.decoder(maps)
-            inside = mask.flatten(2).sigmoid()  # (B, 1, V)
-            size = inside.sum(dim=2)
-            pooled += [(found.flatten(2) * inside).sum(dim=2) / (size + 1), (size + 1).log()]
+            inside = mask.sigmoid()
+            weight = inside.flatten(2)  # (B, 1, V)
+            there = (found.flatten(2) * weight).sum(dim=2) / (weight.sum(dim=2) + 1)
+            pooled += [there, measured(image, inside)]
         return self.decision(torch.cat(pooled, dim=1)), mask
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
