@@ -53,7 +53,7 @@ validation_share = 0.05
 [model]
 network = "{network}"
 channels = {channels}
-patch = [40, 56, 40]
+patch = [32, 48, 32]
 patches = 5
 foreground = 0.5
 mirrored = true
@@ -165,7 +165,7 @@ def hippocampus(folds: list[int], progress: Progress) -> list[str]:
     path = DATA / "msd_hippocampus"
     rows = {}
     for fold in folds:
-        settings = HIPPOCAMPUS.format(path=path, fold=fold, network="unet", channels=16, epochs=6)
+        settings = HIPPOCAMPUS.format(path=path, fold=fold, network="unet", channels=16, epochs=7)
         rows[f"fold {fold}"] = figures(measured(f"hippocampus-{fold}", settings, progress))
     names = ["dice", "dice_anterior", "dice_posterior", "hd95", "surface_dice", "cpu_minutes"]
     return list(table("hippocampus", rows, names))

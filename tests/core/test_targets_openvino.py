@@ -14,7 +14,12 @@ import torch
 from torch import nn
 
 from pegboard import BundleError, MissingExtraError, PegboardError, RequestError
+from pegboard.bundle import read_bundle
+from pegboard.files import remove
+from pegboard.progress import SilentProgress
 from pegboard.records import CompressRequest, ExportRequest, Signature, TensorSpec
+from pegboard.runs import Run
+from pegboard.stages import compress, export, verify
 from pegboard.targets import openvino as target
 
 pytest.importorskip("openvino", reason="needs pegboard[openvino]")
@@ -306,6 +311,31 @@ def test_only_a_reduced_model_may_be_computed_in_fewer_bits(path: Path, tmp_path
     save_model(model, tmp_path / "model.xml", compress_to_fp16=True)
     marked = Core().read_model(tmp_path / "model.xml")
     assert "INFERENCE_PRECISION_HINT" not in target._options(marked)
+
+
+# --------------------------------------------------------------------------- in a run
+
+
+def test_a_bundle_of_folders_is_compressed_verified_and_sealed(
+    run_copy: Callable[..., Run],
+) -> None:
+    pytest.importorskip("nncf", reason="needs pegboard[openvino]")
+    run = run_copy("deploy.targets=['openvino']", "deploy.compress=['int8']")
+    remove(run.bundle)
+    export.run(run, SilentProgress())
+    facts = compress.run(run, SilentProgress())
+    verify.run(run, SilentProgress())
+    assert facts["failed"] == {}
+    bundle = read_bundle(run.bundle)
+    assert [candidate.file for candidate in bundle.candidates] == [
+        "models/openvino/fp32",
+        "models/openvino/int8",
+    ]
+    for candidate in bundle.candidates:
+        files = [bundle.folder / candidate.file / name for name in ("model.xml", "model.bin")]
+        assert bundle.size_of(candidate) == sum(file.stat().st_size for file in files)
+    assert bundle.candidates[0].measured["tensor_error"] < 1e-5
+    assert bundle.chosen().status == "verified"
 
 
 # --------------------------------------------------------------------------- a quiet guest

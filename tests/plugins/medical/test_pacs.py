@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -418,3 +418,61 @@ def test_an_address_that_is_none_or_holds_a_password_is_refused(address: str) ->
 
 def test_without_a_pacs_there_is_no_route() -> None:
     assert routes(settings_of(""), Threshold()) == []
+
+
+# --- The real server ------------------------------------------------------------------------------
+
+PROJECT = """solution = "medical-segmentation"
+[data]
+tiny = true
+spacing = [4.0, 4.0, 4.0]
+[model]
+patch = [16, 16, 16]
+channels = 4
+levels = 2
+[train]
+epochs = 1
+max_steps = 2
+devices = 1
+[deploy]
+targets = ["onnx"]
+golden = 1
+"""
+
+
+@pytest.mark.slow
+def test_a_server_is_told_and_the_segmentation_comes_back_into_the_pacs(
+    orthanc: Orthanc,
+    make_project: Callable[..., Path],
+    pegboard: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    from pegboard.serving.process import running_server
+
+    folder = make_project(PROJECT)
+    ended = pegboard("verify", folder=folder)
+    assert ended.returncode == 0, ended.stderr
+    datasets = series()
+    send(orthanc, datasets)
+    study, uid = datasets[0].StudyInstanceUID, datasets[0].SeriesInstanceUID
+    log = tmp_path / "server.log"
+    with running_server(f"serve.pacs={orthanc.address}", folder=folder, log=log) as server:
+        reply = server.ask("POST", PATH, {"study": str(study), "series": str(uid)})
+        assert reply.status == 200, reply.json()
+        answer = reply.json()["segmentations"][0]
+        missing = server.ask("POST", PATH, {"study": str(generate_uid())})
+        assert missing.status in (422, 503)
+        assert server.stop() == 0
+    assert answer["series"] == uid
+    pacs = Pacs(orthanc.address)
+    stored = [
+        one
+        for found in pacs.series_of(str(study))
+        for one in pacs.fetch_series(str(study), found.uid)
+        if one.SOPInstanceUID == answer["segmentation"]
+    ]
+    assert len(stored) == 1
+    assert stored[0].Modality == "SEG"
+    assert stored[0].ReferencedSeriesSequence[0].SeriesInstanceUID == uid
+    for word in ("Zwyntheria", PATIENT, "19561103"):
+        assert word not in log.read_text()

@@ -20,7 +20,7 @@ from pegboard_medical.volumes import Volume
 
 PHANTOM_SEED = 20261127
 """Other volumes than those of segmentation."""
-TINY_CASES = 12
+TINY_CASES = 24
 SIDE = 56.0
 """Millimetres of a cut-out."""
 COLUMNS = ("image", "mask", "label", "patient")

@@ -11,7 +11,7 @@ import torch
 from pegboard.batching import stack
 from pegboard.records import Batch
 from pegboard_medical.classification import augment, data
-from pegboard_medical.classification.model import build, mask_loss
+from pegboard_medical.classification.model import build, mask_loss, measured
 from pegboard_medical.classification.settings import ClassificationSettings
 
 
@@ -110,3 +110,24 @@ def test_it_learns_small_from_large(written: ClassificationSettings) -> None:
         score = network(seen.inputs["image"])["score"]
     positive = seen.targets["label"] == 1
     assert score[positive].min() > score[~positive].max()
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_size_brightness_and_sides_are_measured_where_the_finding_is(dimensions: int) -> None:
+    shape = (16, 32, 32)[3 - dimensions :]
+    coarse = tuple(side // 2 for side in shape)
+    inside = torch.zeros(2, 1, *coarse)
+    # A bar along the last axis, and one as thick that is twice as long.
+    cut = (slice(3, 5),) * (dimensions - 1)
+    inside[(0, 0, *cut, slice(4, 8))] = 1
+    inside[(1, 0, *cut, slice(4, 12))] = 1
+    image = torch.full((2, 1, *shape), -0.5)
+    image[1] = 0.25
+    short, long = measured(image, inside)
+    thick = 2 ** (dimensions - 1)
+    assert short[0] == pytest.approx(np.log(4 * thick + 1))
+    assert long[0] == pytest.approx(np.log(8 * thick + 1))
+    assert short[1] < -0.3
+    assert long[1] > 0.2
+    assert long[-1] > short[-1] + 1
+    assert torch.allclose(long[3:-1], short[3:-1], atol=0.4)
