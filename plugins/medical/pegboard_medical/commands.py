@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -134,7 +135,9 @@ def _segmented(
     from pegboard_medical.volumes import oriented
 
     output.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
     outputs = answerer.infer(inputs_of(received.volume))
+    _tell(answerer, settings, time.perf_counter() - began)
     mask = placed_mask(settings, outputs["probabilities"][0], received.volume)
     write_nifti(output / f"{key}.nii.gz", received.volume.like(mask))
     if received.sources and mask.any():
@@ -147,6 +150,16 @@ def _segmented(
     atomic_write(output / f"{key}.png", png_of(picture))
     volumes = zip(settings.data.classes, outputs["volume_ml"][0], strict=True)
     return {"case": key, **{f"{name}_ml": round(float(ml), 3) for name, ml in volumes}}
+
+
+def _tell(answerer: Answerer, settings: SegmentationSettings, seconds: float) -> None:
+    """Let hooks know that a series was answered, as `predict` and `serve` do."""
+    from pegboard.records import AnswerEvent
+
+    event = AnswerEvent(
+        solution=settings.solution, count=1, seconds=seconds, target="pegboard segment"
+    )
+    answerer.board.hook.after_answer(settings=settings, event=event)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -63,7 +63,7 @@ class VolumeData(DataSettings):
     )
     fold: NonNegativeInt = Field(default=0, description="Which fold tests, from 0.")
     split_seed: NonNegativeInt = Field(default=0, description="Of the split; not of training.")
-    cases: PositiveInt = Field(default=80, description="Generated volumes.")
+    cases: PositiveInt = Field(default=60, description="Generated volumes.")
 
 
 class SegmentationData(VolumeData):
@@ -121,7 +121,7 @@ class SegmentationModel(ModelSettings):
 class VolumeTrain(TrainSettings):
     """`[train]`, with what suits patches of volumes."""
 
-    epochs: PositiveInt = Field(default=30, description="Passes over the train split.")
+    epochs: PositiveInt = Field(default=12, description="Passes over the train split.")
     batch_size: PositiveInt = Field(default=4, description="Patches per optimiser step.")
     eval_batch_size: NonNegativeInt = Field(
         default=1, description="Volumes per batch where nothing is learnt: they differ in shape."
