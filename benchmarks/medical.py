@@ -81,7 +81,7 @@ validation_share = 0.05
 [model]
 network = "{network}"
 channels = {channels}
-patch = [24, 48, 48]
+patch = [16, 40, 40]
 patches = 2
 foreground = 0.95
 symmetric = ["head-feet", "front-back", "left-right"]

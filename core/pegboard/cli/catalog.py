@@ -139,6 +139,9 @@ def _show_settings(kind: type[Settings], values: Mapping[str, Any] | None) -> No
     table(headers, rows)
 
 
+NOT_SHOWN = "(not shown)"
+
+
 def default_tables(kind: type[Settings]) -> dict[str, Any]:
     """Return the defaults of a settings type as plain tables; a required key is left out."""
     defaults: dict[str, Any] = {}
@@ -151,9 +154,10 @@ def default_tables(kind: type[Settings]) -> dict[str, Any]:
 
 
 def _value_at(tables: Mapping[str, Any], key: str) -> Any:
+    """Return a key's value; a field that is excluded from whatever is kept has none to show."""
     value: Any = tables
     for name in key.split("."):
-        value = value[name]
+        value = value.get(name, NOT_SHOWN)
     return value
 
 

@@ -36,6 +36,8 @@ class VolumeData(DataSettings):
 
     path: ProjectPath | None = Field(
         default=None,
+        # People name folders after patients: it is not kept with a run, a report or a bundle.
+        exclude=True,
         description="Folder or zip of DICOM or NIfTI files, or a CSV file; without it CT-like "
         "volumes are generated.",
     )
