@@ -108,17 +108,26 @@ class Decoder(nn.Module):
         return found, self.mask(found)
 
 
+def halved(image: Tensor) -> Tensor:
+    """Average (B, 1, ...) onto the grid that the encoder's first convolution leaves."""
+    pool = functional.avg_pool3d if image.ndim == 5 else functional.avg_pool2d
+    return pool(image, 3, stride=2, padding=1, count_include_pad=False)
+
+
 def measured(image: Tensor, inside: Tensor) -> Tensor:
     """Measure what a radiologist does: how large, how bright, how uneven, how long, wide and high.
 
     Args:
         image: (B, 1, d, h, w) or (B, 1, h, w), normalised.
-        inside: (B, 1, d', h', w'), probability of each place of a coarser grid to be inside.
+        inside: (B, 1, d', h', w'), half as fine: probability of each place to be inside.
 
     Returns:
         (B, 3 + dimensions).
     """
-    coarse = functional.interpolate(image, size=inside.shape[2:], mode="area")
+    # Not `interpolate(mode="area")`, which has no counterpart in ONNX.
+    pool = functional.avg_pool3d if image.ndim == 5 else functional.avg_pool2d
+    step = [-(-n // m) for n, m in zip(image.shape[2:], inside.shape[2:], strict=True)]
+    coarse = pool(image, step, ceil_mode=True, count_include_pad=False)
     every = tuple(range(2, inside.ndim))
     size = inside.sum(dim=every) + 1
     mean = (coarse * inside).sum(dim=every) / size
@@ -181,7 +190,7 @@ class FindingNet(nn.Module):
         return {"score": 1 - probabilities[:, 0], "probabilities": probabilities}
 
     def judge(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return logits of the classes (B, K) and of the mask (B, 1, ...), a coarser one."""
+        """Return logits of the classes (B, K) and of the mask (B, 1, ...), half as fine."""
         image = self.normalise(image)[:, None]
         maps = self.encoder(image)
         deepest = maps[-1].flatten(2)
@@ -213,12 +222,11 @@ def mask_loss(logits: Tensor, mask: Tensor, known: Tensor) -> Tensor:
     """Cross-entropy and Dice loss (Milletari et al., 3DV 2016) of the findings with a mask.
 
     Args:
-        logits: (B, d', h', w') or (B, h', w'), coarser than the mask.
+        logits: (B, d', h', w') or (B, h', w'), half as fine as the mask.
         mask: (B, d, h, w) or (B, h, w), the share of a voxel that is covered.
         known: (B,), 1 where the mask is known.
     """
-    target = functional.interpolate(mask[:, None], size=logits.shape[1:], mode="area")[:, 0]
-    target = target.flatten(1)
+    target = halved(mask[:, None]).flatten(1)
     logits = logits.flatten(1)
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     inside = logits.sigmoid()
