@@ -129,7 +129,8 @@ def test_plugins_add_baselines_targets_figures_and_routes(project: Project) -> N
     board, settings = hang(project, Extra()), project.settings
     names = [baseline.name for baseline in board.collect("build_baselines", settings=settings)]
     assert names == ["sum of columns", "coin"]
-    assert [t.name for t in board.collect("deploy_targets")] == ["onnx", "torch", "abacus"]
+    names = [target.name for target in board.collect("deploy_targets")]
+    assert names == ["onnx", "openvino", "torch", "abacus"]
     routes = board.collect("register_routes", settings=settings, service=None)
     assert [route.path for route in routes] == ["/feedback"]
     evaluation = type("Evaluation", (), {"rows": {"label": [1]}})()
