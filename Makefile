@@ -15,10 +15,12 @@ demo: $(READY)  ## Scaffold a project and run every stage on the embedded data
 	@cd $(DEMO) && ../../$(BIN)/pegboard run
 
 test: $(READY)  ## The fast tests, below ten minutes
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not own_process"
+	$(BIN)/pytest -m "own_process and not slow"
 
 test-slow: $(READY)  ## The tests that train, kill and export at length
-	$(BIN)/pytest -n 2 --dist worksteal -m slow
+	$(BIN)/pytest -n 2 --dist worksteal -m "slow and not own_process"
+	$(BIN)/pytest -m "own_process and slow"
 
 check: lint types imports docs
 

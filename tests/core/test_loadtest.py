@@ -185,7 +185,7 @@ def test_a_server_that_never_answers_is_given_up(url: str) -> None:
     began = time.monotonic()
     result = run(f"{url}/mute", rate=100, seconds=0.2, connections=4, timeout=0.3)
     assert result.errors == {"timed out": 20}
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize(("path", "cause"), [("drop", "lost"), ("odd", "unreadable")])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ from pegboard.runs import Run
 from pegboard.stages import compress, export, verify
 from pegboard.targets import openvino as target
 
-pytest.importorskip("openvino", reason="needs pegboard[openvino]")
+pytestmark = [
+    # A process that computed with OpenVINO and is forked, as loaders of training data are, dies.
+    pytest.mark.own_process,
+    pytest.mark.skipif(find_spec("openvino") is None, reason="needs pegboard[openvino]"),
+]
 
 SIGNATURE = Signature(
     inputs=(

@@ -230,7 +230,8 @@ def mask_loss(logits: Tensor, mask: Tensor, known: Tensor) -> Tensor:
     logits = logits.flatten(1)
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     inside = logits.sigmoid()
-    both = inside.sum(dim=1) + target.sum(dim=1)
+    # Of squares: else a place that is half covered would best be called covered, or not.
+    both = (inside**2).sum(dim=1) + (target**2).sum(dim=1)
     dice = 1 - (2 * (inside * target).sum(dim=1) + 1) / (both + 1)
     weight = known / known.sum().clamp(min=1.0)
     return ((entropy.mean(dim=1) + dice) * weight).sum()

@@ -11,7 +11,7 @@ import torch
 from pegboard.batching import stack
 from pegboard.records import Batch
 from pegboard_medical.classification import augment, data
-from pegboard_medical.classification.model import build, mask_loss, measured
+from pegboard_medical.classification.model import build, halved, mask_loss, measured
 from pegboard_medical.classification.settings import ClassificationSettings
 
 
@@ -71,14 +71,26 @@ def test_findings_without_a_mask_teach_no_outline() -> None:
 
 
 def test_the_mask_loss_is_that_of_the_findings_with_a_mask() -> None:
-    mask = torch.zeros(2, 8, 8)
-    mask[:, 2:4, 2:4] = 1
-    right = torch.where(mask[:, ::2, ::2] > 0, 9.0, -9.0)
-    wrong = -right
+    mask = torch.zeros(2, 16, 16)
+    mask[:, 4:11, 4:11] = 1
+    share = halved(mask[:, None])[:, 0]
+    right, wrong = torch.logit(share, eps=1e-4), torch.logit(1 - share, eps=1e-4)
     both = torch.stack([right[0], wrong[1]])
-    assert float(mask_loss(right, mask, torch.ones(2))) < 0.01
-    assert float(mask_loss(both, mask, torch.tensor([1.0, 0.0]))) < 0.01
-    assert float(mask_loss(both, mask, torch.ones(2))) > 1
+    alone = mask_loss(right[:1], mask[:1], torch.ones(1))
+    assert torch.allclose(mask_loss(right, mask, torch.ones(2)), alone)
+    assert torch.allclose(mask_loss(both, mask, torch.tensor([1.0, 0.0])), alone)
+    assert mask_loss(both, mask, torch.ones(2)) > alone + 1
+
+
+def test_shares_of_a_voxel_are_learnt_as_they_are() -> None:
+    mask = torch.zeros(1, 16, 16)
+    mask[:, 4:11, 4:11] = 1
+    share = halved(mask[:, None])[:, 0]
+    losses = [
+        float(mask_loss(torch.logit(some.clamp(0, 1), eps=1e-4), mask, torch.ones(1)))
+        for some in (share, share.round(), (share > 0).float(), share * 0.8)
+    ]
+    assert losses[0] == min(losses)
 
 
 def test_hounsfield_units_outside_the_window_change_nothing() -> None:
