@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pegboard import ranking
 from pegboard.records import Array, Batch, Metric, Rows, Thresholds
 from pegboard_defect import pixels
 from pegboard_defect.images import peaks, region_of
@@ -29,9 +30,6 @@ MARKED_GOOD = 0.001
 
 UNDECIDED = 0.5
 """The threshold where nothing can be learnt from the rows."""
-
-NEVER = 1.001
-"""A score that no part reaches."""
 
 
 # --- Rows -----------------------------------------------------------------------------------------
@@ -233,60 +231,17 @@ def trade_off(rows: Rows) -> tuple[Array, Array, Array]:
         Thresholds (T,), escape rates (T,) from 0 to 1, overkill rates (T,) from 1 to 0: the first
         threshold rejects every part, the last one none. Rates are NaN without such parts.
     """
-    defective = rows["defective"] == 1
-    thresholds, escaped, rejected = _counts(rows["score"], defective, ~defective)
-    return thresholds, _share(escaped, defective.sum()), _share(rejected, (~defective).sum())
-
-
-def _counts(score: Array, passing: Array, rejecting: Array) -> tuple[Array, Array, Array]:
-    """Return thresholds (S + 1,) between the S scores that differ, and sums over rows.
-
-    Args:
-        score: (N,).
-        passing: (N,), what a row adds up to where it passes.
-        rejecting: (N,), what it adds up to where it is rejected.
-    """
-    every, place = np.unique(score, return_inverse=True)
-    passed = np.bincount(place, weights=passing, minlength=len(every))
-    rejected = np.bincount(place, weights=rejecting, minlength=len(every))
-    return (
-        _between(every),
-        np.append(0.0, np.cumsum(passed)),
-        np.append(np.cumsum(rejected[::-1])[::-1], 0.0),
-    )
-
-
-def _between(score: Array) -> Array:
-    """The middles between ascending scores (S,), the ends of their range included: (S + 1,).
-
-    They are float32 numbers: what compares them with a model's scores, in whatever precision,
-    decides the same.
-    """
-    above = 1.0 if not len(score) or score[-1] < 1 else NEVER
-    low, high = np.append(0.0, score), np.append(score, above)
-    middle = ((low + high) / 2).astype(np.float32)
-    return np.where(middle > low, middle, high).astype(np.float32)
-
-
-def _share(count: Array, of: int) -> Array:
-    return count / of if of else np.full(len(count), np.nan)
+    return ranking.rates_at_thresholds(rows["score"], rows["defective"] == 1)
 
 
 def roc_auc(rows: Rows) -> float:
     """Area under the curve of found defects over overkill; NaN without good or defective parts."""
-    _, escape, overkill = trade_off(rows)
-    return float(np.trapezoid((1 - escape)[::-1], overkill[::-1]))
+    return ranking.roc_auc(rows["score"], rows["defective"] == 1)
 
 
 def average_precision(rows: Rows) -> float:
     """Sum of precision times gain in recall over all thresholds, without interpolation."""
-    defective = rows["defective"] == 1
-    if not defective.any():
-        return np.nan
-    _, escaped, overkill = _counts(rows["score"], defective, ~defective)
-    found = (defective.sum() - escaped)[-2::-1]
-    precision = found / (found + overkill[-2::-1])
-    return float(np.sum(np.diff(found, prepend=0) * precision) / defective.sum())
+    return ranking.average_precision(rows["score"], rows["defective"] == 1)
 
 
 # --- Decisions ------------------------------------------------------------------------------------
@@ -370,24 +325,14 @@ def _choose_defect(settings: DefectSettings, rows: Rows) -> float:
 
 
 def cheapest_threshold(settings: DefectSettings, rows: Rows) -> float:
-    """The threshold at which the mistakes on the rows cost least; of several the lowest.
-
-    It lies midway between neighbouring scores, so that a small change of one, as a compressed
-    model brings, seldom changes a decision.
-    """
+    """The threshold at which the mistakes on the rows cost least; of several the lowest."""
     overkill_costs = settings.model.overkill_cost * (rows["defective"] == 0)
-    thresholds, escaped, overkill = _counts(
-        rows["score"], escape_costs(settings, rows), overkill_costs
-    )
-    costs = escaped + overkill
-    # Sums of the same costs in another order differ in their last digits.
-    return float(thresholds[np.argmax(costs <= costs.min() * (1 + 1e-9))])
+    return ranking.cheapest_threshold(rows["score"], escape_costs(settings, rows), overkill_costs)
 
 
 def limited_threshold(rows: Rows, limit: float) -> float:
     """The highest threshold at which at most a share `limit` of the defective parts passes."""
-    thresholds, escape, _ = trade_off(rows)
-    return float(thresholds[np.flatnonzero(escape <= limit + 1e-9)[-1]])
+    return ranking.limited_threshold(rows["score"], rows["defective"] == 1, limit)
 
 
 def _choose_pixel(settings: DefectSettings, rows: Rows) -> float:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from pegboard import ranking
 from pegboard.records import Array, Batch, Metric, Rows, Thresholds
 from pegboard_medical import planes
 from pegboard_medical.classification.findings import fitted
@@ -27,9 +28,6 @@ BINS = 10
 
 UNDECIDED = 0.5
 """The threshold where nothing can be learnt from the rows."""
-
-NEVER = 1.001
-"""A score that no finding reaches."""
 
 
 # --- Rows -----------------------------------------------------------------------------------------
@@ -179,60 +177,18 @@ def trade_off(rows: Rows) -> tuple[Array, Array, Array]:
         the first threshold is reached by every finding, the last one by none. Shares are NaN
         without such findings.
     """
-    positive = rows["positive"] == 1
-    thresholds, missed, alarmed = _counts(rows["score"], positive, ~positive)
-    return thresholds, 1 - _share(missed, positive.sum()), _share(alarmed, (~positive).sum())
-
-
-def _counts(score: Array, missing: Array, alarming: Array) -> tuple[Array, Array, Array]:
-    """Return thresholds (S + 1,) between the S scores that differ, and sums over rows.
-
-    Args:
-        score: (N,).
-        missing: (N,), what a row adds up to where it is let be.
-        alarming: (N,), what it adds up to where it is acted on.
-    """
-    every, place = np.unique(score, return_inverse=True)
-    missed = np.bincount(place, weights=missing, minlength=len(every))
-    alarmed = np.bincount(place, weights=alarming, minlength=len(every))
-    return (
-        _between(every),
-        np.append(0.0, np.cumsum(missed)),
-        np.append(np.cumsum(alarmed[::-1])[::-1], 0.0),
-    )
-
-
-def _between(score: Array) -> Array:
-    """The middles between ascending scores (S,), the ends of their range included: (S + 1,).
-
-    They are float32 numbers: what compares them with a model's scores, in whatever precision,
-    decides the same.
-    """
-    above = 1.0 if not len(score) or score[-1] < 1 else NEVER
-    low, high = np.append(0.0, score), np.append(score, above)
-    middle = ((low + high) / 2).astype(np.float32)
-    return np.where(middle > low, middle, high).astype(np.float32)
-
-
-def _share(count: Array, of: int) -> Array:
-    return count / of if of else np.full(len(count), np.nan)
+    thresholds, missed, alarmed = ranking.rates_at_thresholds(rows["score"], rows["positive"] == 1)
+    return thresholds, 1 - missed, alarmed
 
 
 def roc_auc(rows: Rows) -> float:
     """Area under the curve of sensitivity over false alarms; NaN where one kind is missing."""
-    _, found, alarmed = trade_off(rows)
-    return float(np.trapezoid(found[::-1], alarmed[::-1]))
+    return ranking.roc_auc(rows["score"], rows["positive"] == 1)
 
 
 def average_precision(rows: Rows) -> float:
     """Sum of precision times gain in recall over all thresholds, without interpolation."""
-    positive = rows["positive"] == 1
-    if not positive.any():
-        return np.nan
-    _, missed, alarmed = _counts(rows["score"], positive, ~positive)
-    found = (positive.sum() - missed)[-2::-1]
-    precision = found / (found + alarmed[-2::-1])
-    return float(np.sum(np.diff(found, prepend=0) * precision) / positive.sum())
+    return ranking.average_precision(rows["score"], rows["positive"] == 1)
 
 
 # --- Decisions ------------------------------------------------------------------------------------
@@ -306,18 +262,14 @@ def choose_thresholds(settings: ClassificationSettings, rows: Rows) -> dict[str,
 
 def sensitive_threshold(rows: Rows, sensitivity: float) -> float:
     """The highest threshold that finds at least a share of the positive findings."""
-    thresholds, found, _ = trade_off(rows)
-    return float(thresholds[np.flatnonzero(found >= sensitivity - 1e-9)[-1]])
+    return ranking.limited_threshold(rows["score"], rows["positive"] == 1, 1 - sensitivity)
 
 
 def cheapest_threshold(settings: ClassificationSettings, rows: Rows) -> float:
     """The threshold at which the mistakes on the rows cost least; of several the lowest."""
     positive = rows["positive"] == 1
-    thresholds, missed, alarmed = _counts(
+    return ranking.cheapest_threshold(
         rows["score"],
         settings.model.miss_cost * positive,
         settings.model.alarm_cost * ~positive,
     )
-    costs = missed + alarmed
-    # Sums of the same costs in another order differ in their last digits.
-    return float(thresholds[np.argmax(costs <= costs.min() * (1 + 1e-9))])
