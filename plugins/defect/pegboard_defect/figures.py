@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 from PIL import Image
 
 from pegboard.errors import DataError
-from pegboard.plotting import PALETTE, Drawing, drawing
+from pegboard.plotting import PALETTE, Drawing, confusion_table, drawing, short
 from pegboard.records import Array, Evaluation, Figure, Rows, Thresholds
 from pegboard_defect.metrics import escape_and_overkill, rejected, trade_off
 from pegboard_defect.settings import DefectSettings
@@ -22,9 +20,6 @@ GOOD, DEFECT, GREY = PALETTE[0], PALETTE[1], PALETTE[5]
 
 MOST_BARS = 12
 """Lots that are drawn, those with the most mistakes first."""
-
-LONGEST = 28
-"""Letters of a name that are drawn."""
 
 SHOWN = 6
 """Pictures of each kind of mistake."""
@@ -54,21 +49,12 @@ def draw(settings: DefectSettings, evaluation: Evaluation) -> list[Figure]:
     return [figure for figure in figures if figure is not None]
 
 
-@contextmanager
-def _drawing(*, width: float = 6.4, height: float = 3.8) -> Iterator[Drawing]:
-    with warnings.catch_warnings():
-        # Names in scripts that Matplotlib's font lacks: the browser, which sets the text, has them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        with drawing(width=width, height=height) as drawn:
-            yield drawn
-
-
 # --- Curves ---------------------------------------------------------------------------------------
 
 
 def trade_off_curve(evaluation: Evaluation) -> Figure:
     """Escapes against overkill at every threshold; the chosen ones are marked."""
-    with _drawing() as drawn:
+    with drawing() as drawn:
         for one in (evaluation, *evaluation.baselines):
             _, escaped, overkill = trade_off(one.rows)
             (line,) = drawn.axes.plot(overkill, escaped, label=one.name)
@@ -114,7 +100,7 @@ def _root(value: Array) -> Array:
 def scores(rows: Rows, thresholds: Thresholds, bins: int = 40) -> Figure:
     """How the scores of good and defective parts lie about the threshold."""
     edges = np.linspace(0, 1, bins + 1)
-    with _drawing() as drawn:
+    with drawing() as drawn:
         for value, name, color in ((0, "good", GOOD), (1, "defective", DEFECT)):
             count, _ = np.histogram(rows["score"][rows["defective"] == value], edges)
             drawn.axes.stairs(count, edges, color=color, linewidth=1.8)
@@ -150,7 +136,7 @@ def by_class(settings: DefectSettings, rows: Rows, thresholds: Thresholds) -> Fi
         among = defective & (rows["label"] == label)
         bars.append((settings.data.classes[label], int(passed[among].sum()), int(among.sum())))
     bars.sort(key=lambda bar: -bar[1] / bar[2])
-    with _drawing(height=1.2 + 0.4 * len(bars)) as drawn:
+    with drawing(height=1.2 + 0.4 * len(bars)) as drawn:
         _draw_bars(drawn, bars, DEFECT)
         drawn.axes.set(xlabel="escapes (share of the class's defects that pass)")
     return Figure(
@@ -171,7 +157,7 @@ def by_lot(rows: Rows, thresholds: Thresholds) -> Figure | None:
     killed, goods = _counted(place, ~defective & reached), _counted(place, ~defective)
     worst = np.argsort(-(escaped + killed), kind="stable")[:MOST_BARS]
     names = np.where(names == "", "no lot named", names)
-    with _drawing(height=1.4 + 0.55 * len(worst)) as drawn:
+    with drawing(height=1.4 + 0.55 * len(worst)) as drawn:
         for color, name, count, of, shift in (
             (DEFECT, "escapes", escaped, defects, -0.2),
             (GOOD, "overkill", killed, goods, 0.2),
@@ -214,7 +200,7 @@ def _draw_bars(
             text, (share, y), (4, 0), textcoords="offset points", va="center", fontsize=8.5
         )
     # A dollar sign in a name is not the beginning of a formula.
-    drawn.axes.set_yticks(places, [_short(name) for name, _, _ in bars], parse_math=False)
+    drawn.axes.set_yticks(places, [short(name) for name, _, _ in bars], parse_math=False)
     drawn.axes.set_ylim(len(bars) - 0.4, -0.6)
     most = max([drawn.axes.get_xlim()[1] / 1.2, *shares, 5.0])
     drawn.axes.set_xlim(0, 1.2 * most)
@@ -222,38 +208,16 @@ def _draw_bars(
     drawn.axes.grid(axis="y", visible=False)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
-
-
 def confusion(settings: DefectSettings, rows: Rows) -> Figure | None:
     """What each class is taken for; nothing where the model names no classes."""
-    names = [_short(name) for name in settings.data.classes]
-    count = len(names)
-    if count < 3 or settings.model.task == "anomaly":
+    if len(settings.data.classes) < 3 or settings.model.task == "anomaly":
         return None
-    table = np.bincount(rows["label"] * count + rows["predicted"], minlength=count**2)
-    table = table.reshape(count, count)
-    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    size = 1.9 + 0.55 * count
-    with _drawing(width=max(6.4, size + 0.8), height=size) as drawn:
-        drawn.axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), number in np.ndenumerate(table):
-            color = "white" if share[row, column] > 0.5 else "#1d2630" if number else "#b9c0c7"
-            drawn.axes.text(column, row, str(number), ha="center", va="center", color=color)
-        places = np.arange(count)
-        drawn.axes.set_xticks(
-            places, names, rotation=35, ha="right", rotation_mode="anchor", parse_math=False
-        )
-        drawn.axes.set_yticks(places, names, parse_math=False)
-        drawn.axes.set(xlabel="named by the model", ylabel="true class")
-        drawn.axes.grid(visible=False)
     return Figure(
         name="confusion",
         title="What is taken for what",
         caption="Pictures of each true class, by the class that the model finds likeliest; dark is "
         "a large share of the row. Whether a part is rejected is up to the threshold.",
-        content=drawn.svg,
+        content=confusion_table(rows["label"], rows["predicted"], settings.data.classes),
     )
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import base64
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html import escape
 
 import numpy as np
 
-from pegboard.plotting import PALETTE, Drawing, drawing
+from pegboard.plotting import PALETTE, Drawing, drawing, short
 from pegboard.records import Array, Evaluation, Figure, Rows
 from pegboard_medical import lesions, planes
 from pegboard_medical.metrics import unpacked
@@ -23,9 +20,6 @@ WORST = 6
 
 TYPICAL = 3
 """Cases of middling overlap that are shown."""
-
-LONGEST = 28
-"""Letters of a name that are drawn."""
 
 TRUE, FOUND, BOTH = (70, 190, 255), (255, 150, 0), (255, 255, 255)
 """Colours of outlines: the true one, the one found, and where they coincide."""
@@ -45,19 +39,6 @@ def draw(settings: SegmentationSettings, evaluation: Evaluation) -> list[Figure]
     return [figure for figure in figures if figure is not None]
 
 
-@contextmanager
-def _drawing(*, width: float = 6.4, height: float = 3.8) -> Iterator[Drawing]:
-    with warnings.catch_warnings():
-        # Names in scripts that Matplotlib's font lacks: the browser, which sets the text, has them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        with drawing(width=width, height=height) as drawn:
-            yield drawn
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
-
-
 # --- Numbers --------------------------------------------------------------------------------------
 
 
@@ -66,7 +47,7 @@ def overlap(settings: SegmentationSettings, evaluation: Evaluation) -> Figure:
     names = settings.data.classes
     every = (evaluation, *evaluation.baselines)
     thickness = 0.8 / len(every)
-    with _drawing(height=1.5 + 0.45 * len(names) * len(every)) as drawn:
+    with drawing(height=1.5 + 0.45 * len(names) * len(every)) as drawn:
         for number, one in enumerate(every):
             color = PALETTE[number % len(PALETTE)]
             for place, name in enumerate(names):
@@ -74,7 +55,7 @@ def overlap(settings: SegmentationSettings, evaluation: Evaluation) -> Figure:
                 _draw_strip(drawn, one.rows[f"dice:{name}"], middle, thickness, color)
             drawn.axes.plot([], [], "o", color=color, label=one.name)
         # A dollar sign in a name is not the beginning of a formula.
-        drawn.axes.set_yticks(range(len(names)), [_short(name) for name in names], parse_math=False)
+        drawn.axes.set_yticks(range(len(names)), [short(name) for name in names], parse_math=False)
         drawn.axes.set(xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5), xlabel="Dice")
         drawn.axes.grid(axis="y", visible=False)
         drawn.axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
@@ -118,7 +99,7 @@ def volumes(settings: SegmentationSettings, rows: Rows) -> Figure | None:
     low, high = float(positive.min()), float(positive.max())
     is_wide = high > WIDE * low
     ends = (low / 2, high * 1.6) if is_wide else (0.0, high * 1.05)
-    with _drawing(width=5.4, height=4.4) as drawn:
+    with drawing(width=5.4, height=4.4) as drawn:
         drawn.axes.plot(ends, ends, color=GREY, linestyle=":", label="equal")
         for number, (name, (true, found)) in enumerate(zip(names, pairs, strict=True)):
             drawn.axes.plot(
@@ -131,7 +112,7 @@ def volumes(settings: SegmentationSettings, rows: Rows) -> Figure | None:
                 markersize=5,
                 markeredgewidth=0,
                 clip_on=False,
-                label=_short(name).replace("$", r"\$"),
+                label=short(name).replace("$", r"\$"),
             )
         if is_wide:
             drawn.axes.set_xscale("log")
@@ -161,14 +142,14 @@ def free_response(settings: SegmentationSettings, evaluation: Evaluation) -> Fig
     drawn_any = False
     ticks = np.array(lesions.RATES)
     rates = 2 ** np.linspace(-3, 3, 200)
-    with _drawing() as drawn:
+    with drawing() as drawn:
         for number, one in enumerate((evaluation, *evaluation.baselines)):
             for kind, name in enumerate(names):
                 line = _read_curve(one.rows, name, rates)
                 if line is None:
                     continue
                 drawn_any = True
-                label = one.name if len(names) == 1 else f"{one.name}, {_short(name)}"
+                label = one.name if len(names) == 1 else f"{one.name}, {short(name)}"
                 color = PALETTE[number % len(PALETTE)]
                 drawn.axes.plot(
                     rates,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from html import escape
 
 import numpy as np
 
-from pegboard.plotting import PALETTE, Drawing, drawing
+from pegboard.plotting import PALETTE, confusion_table, drawing
 from pegboard.records import Array, Evaluation, Figure, Rows, Sample, Thresholds
 from pegboard_medical import planes
 from pegboard_medical.classification.metrics import (
@@ -29,9 +27,6 @@ GREY = PALETTE[5]
 SHOWN = 6
 """Findings of each kind of mistake."""
 
-LONGEST = 28
-"""Letters of a name that are drawn."""
-
 
 def draw(settings: ClassificationSettings, evaluation: Evaluation) -> list[Figure]:
     """Draw the curves of model and baselines, then where the model's own mistakes are."""
@@ -45,25 +40,12 @@ def draw(settings: ClassificationSettings, evaluation: Evaluation) -> list[Figur
     return [figure for figure in figures if figure is not None]
 
 
-@contextmanager
-def _drawing(*, width: float = 6.4, height: float = 3.8) -> Iterator[Drawing]:
-    with warnings.catch_warnings():
-        # Names in scripts that Matplotlib's font lacks: the browser, which sets the text, has them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        with drawing(width=width, height=height) as drawn:
-            yield drawn
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
-
-
 # --- Curves ---------------------------------------------------------------------------------------
 
 
 def operating_curve(evaluation: Evaluation) -> Figure:
     """Sensitivity against false alarms at every threshold; the chosen ones are marked."""
-    with _drawing(width=5.4, height=4.6) as drawn:
+    with drawing(width=5.4, height=4.6) as drawn:
         for one in (evaluation, *evaluation.baselines):
             _, found, alarmed = trade_off(one.rows)
             label = f"{one.name}, area {roc_auc(one.rows):.3f}"
@@ -96,7 +78,7 @@ def operating_curve(evaluation: Evaluation) -> Figure:
 
 def reliability_diagram(evaluation: Evaluation) -> Figure:
     """What comes true of scores alike, by bins."""
-    with _drawing(width=5.4, height=4.6) as drawn:
+    with drawing(width=5.4, height=4.6) as drawn:
         drawn.axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="what is said comes true")
         for one in (evaluation, *evaluation.baselines):
             score, share, count = reliability(one.rows)
@@ -122,33 +104,14 @@ def reliability_diagram(evaluation: Evaluation) -> Figure:
 
 def confusion(settings: ClassificationSettings, rows: Rows) -> Figure | None:
     """What each class is taken for; nothing where there are but two."""
-    names = [_short(name) for name in settings.data.classes]
-    count = len(names)
-    if count < 3:
+    if len(settings.data.classes) < 3:
         return None
-    table = np.bincount(rows["label"] * count + rows["predicted"], minlength=count**2)
-    table = table.reshape(count, count)
-    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    size = 1.9 + 0.55 * count
-    with _drawing(width=max(6.4, size + 0.8), height=size) as drawn:
-        drawn.axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), number in np.ndenumerate(table):
-            color = "white" if share[row, column] > 0.5 else "#1d2630" if number else "#b9c0c7"
-            drawn.axes.text(column, row, str(number), ha="center", va="center", color=color)
-        places = np.arange(count)
-        drawn.axes.set_xticks(
-            places, names, rotation=35, ha="right", rotation_mode="anchor", parse_math=False
-        )
-        # A dollar sign in a name is not the beginning of a formula.
-        drawn.axes.set_yticks(places, names, parse_math=False)
-        drawn.axes.set(xlabel="named by the model", ylabel="true class")
-        drawn.axes.grid(visible=False)
     return Figure(
         name="confusion",
         title="What is taken for what",
         caption="Findings of each true class, by the class that the model finds likeliest; dark is "
         "a large share of the row.",
-        content=drawn.svg,
+        content=confusion_table(rows["label"], rows["predicted"], settings.data.classes),
     )
 
 
