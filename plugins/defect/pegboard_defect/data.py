@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -18,6 +18,7 @@ from pegboard.files import digest_of
 from pegboard.progress import Progress
 from pegboard.records import Array, Finding, Sample, Split
 from pegboard.runs import data_fingerprint
+from pegboard.splits import Kept
 from pegboard_defect.images import channels_of, prepared, read_image, region_of, resize_mask
 from pegboard_defect.labels import apply_reviewed, read_reviewed, reviewed_file
 from pegboard_defect.layouts import read_parts
@@ -26,12 +27,8 @@ from pegboard_defect.settings import DefectData, DefectSettings
 from pegboard_defect.splits import assign
 from pegboard_defect.textures import write_parts
 
-Item = TypeVar("Item")
-
 TEXTURE_SEED = 20261125
 TINY_PARTS = 60
-CACHE_BYTES = 2_000_000_000
-"""Pictures of a split that are kept in memory, as the model sees them."""
 
 
 # --- Where the pictures are -----------------------------------------------------------------------
@@ -206,27 +203,6 @@ def read_mask(part: Part, size: tuple[int, int]) -> Array:
     for polygon in part.polygons:
         ImageDraw.Draw(drawn).polygon(list(polygon), fill=255, outline=255)
     return resize_mask(np.asarray(drawn), size)
-
-
-class Kept(Generic[Item]):
-    """What was read of each place of a split, kept in memory where all of it fits.
-
-    Args:
-        count: Places.
-        each: Bytes of each.
-    """
-
-    def __init__(self, count: int, each: int) -> None:
-        self._fits = count * each <= CACHE_BYTES
-        self._items: dict[int, Item] = {}
-
-    def get(self, place: int, read: Callable[[int], Item]) -> Item:
-        """Return what lies at a place, read if it is not there yet."""
-        if not self._fits:
-            return read(place)
-        if place not in self._items:
-            self._items[place] = read(place)
-        return self._items[place]
 
 
 class InspectionDataset(Dataset[Sample]):

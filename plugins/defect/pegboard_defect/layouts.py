@@ -23,21 +23,11 @@ from PIL import Image
 
 from pegboard.errors import DataError, SettingsError
 from pegboard.records import Split
+from pegboard.splits import SPLIT_WORDS
 from pegboard_defect.images import SUFFIXES, read_image, to_array
 from pegboard_defect.labels import REVIEWED
 from pegboard_defect.parts import Part, Polygon
 from pegboard_defect.settings import ColumnSettings, DefectData
-
-SPLIT_WORDS: Mapping[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""What people call the splits, in folders, file names and columns."""
 
 GOOD = "good"
 """What MVTec AD calls the folder of good parts; it becomes `data.classes[0]`."""

@@ -9,11 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pegboard.records import Split
+from pegboard.splits import SPLITS
 from pegboard_defect.parts import Part
 from pegboard_defect.settings import DefectData
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-"""In the order of the life of a model."""
 
 Group = tuple[str, str]
 """The name of a part, or the key of a picture that is a part of its own."""

@@ -15,7 +15,7 @@ from pegboard.records import Array, Finding, Sample, Split
 from pegboard_medical.cases import Case
 from pegboard_medical.intensities import scale_of
 from pegboard_medical.settings import SegmentationSettings, VolumeData
-from pegboard_medical.sources import read_case, read_cases, read_mask
+from pegboard_medical.sources import TABLES, read_case, read_cases, read_mask
 from pegboard_medical.splits import assign
 from pegboard_medical.volumes import orientation_of, oriented
 
@@ -38,21 +38,42 @@ def source(data: VolumeData) -> Path:
 def prepare(data: VolumeData, progress: Progress) -> list[Path]:
     """Generate the embedded data set, once; the user's own volumes are left as they are.
 
+    Returns:
+        What the splits are read from.
+
     Raises:
         DataError: There is nothing where the settings say.
     """
+    if data.path is not None:
+        return read_from(data)
     path = source(data)
-    if data.path is None and not path.exists():
+    if not path.exists():
         from pegboard_medical.phantoms import write_phantoms
 
         cases = TINY_CASES if data.tiny else data.cases
         write_phantoms(path, cases=cases, seed=PHANTOM_SEED, tiny=data.tiny, progress=progress)
-    if not path.exists():
+    return [path]
+
+
+def read_from(data: VolumeData) -> list[Path]:
+    """Return what the splits of a user's own data are read from.
+
+    Returns:
+        The folder or zip; of a table also every volume and mask that it names.
+
+    Raises:
+        DataError: There is nothing where the settings say.
+    """
+    if data.path is None or not data.path.exists():
         # Not the path itself: people name folders after patients.
         raise DataError(
             "there are no volumes", where="data.path", remedy="correct it, or remove it"
         )
-    return [path]
+    if data.path.suffix.lower() not in TABLES:
+        return [data.path]
+    cases = read_cases(data)
+    named = (file for case in cases for file in (*case.files, case.mask) if file is not None)
+    return [data.path, *dict.fromkeys(named)]
 
 
 def located(data: VolumeData) -> VolumeData:

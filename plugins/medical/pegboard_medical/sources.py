@@ -21,6 +21,7 @@ import numpy as np
 from pegboard.errors import DataError, SettingsError
 from pegboard.files import atomic_write
 from pegboard.records import Array, Split
+from pegboard.splits import SPLIT_WORDS
 from pegboard_medical import dicom
 from pegboard_medical.cases import Case
 from pegboard_medical.nifti import is_nifti, read_nifti, stem_of
@@ -52,16 +53,6 @@ FIRST_CHANNEL = re.compile(r"_0000$")
 """What nnU-Net adds to an image's name."""
 CHANNEL = re.compile(r"_\d{4}$")
 TABLES = (".csv", ".tsv")
-SPLIT_WORDS: Mapping[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""What people call the splits in a table."""
 TOLERANCE = 0.5
 """Voxels by which a mask may lie beside its image: files round their numbers."""
 

@@ -9,11 +9,9 @@ import numpy as np
 
 from pegboard.errors import SettingsError
 from pegboard.records import Split
+from pegboard.splits import SPLITS
 from pegboard_medical.cases import Case
 from pegboard_medical.settings import VolumeData
-
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-"""In the order of the life of a model."""
 
 
 def assign(cases: Sequence[Case], data: VolumeData) -> dict[Split, list[Case]]:

@@ -6,9 +6,10 @@ import pytest
 
 from pegboard.errors import SettingsError
 from pegboard.records import Split
+from pegboard.splits import SPLITS
 from pegboard_medical.cases import Case
 from pegboard_medical.settings import SegmentationData
-from pegboard_medical.splits import SPLITS, assign
+from pegboard_medical.splits import assign
 
 
 def case(number: int, patient: str = "", label: str = "", split: Split | None = None) -> Case:

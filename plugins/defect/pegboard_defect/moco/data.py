@@ -20,6 +20,7 @@ from pegboard.batching import stack
 from pegboard.errors import DataError
 from pegboard.progress import Progress
 from pegboard.records import Array, Batch, Finding, Sample, Split
+from pegboard.splits import Kept
 from pegboard_defect import data as defect
 from pegboard_defect.images import channels_of, prepared, read_image
 from pegboard_defect.moco.augment import view
@@ -142,7 +143,7 @@ class MocoDataset(Dataset[Sample]):
         self.with_views = with_views
         height, width = data.size
         each = height * width * channels_of(data)
-        self._kept = defect.Kept[Array](len(self.parts), each)
+        self._kept = Kept[Array](len(self.parts), each)
 
     def __len__(self) -> int:
         return len(self.parts) * (2 if self.with_views else 1)

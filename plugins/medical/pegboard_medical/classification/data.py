@@ -13,15 +13,15 @@ from torch.utils.data import Dataset
 from pegboard.errors import DataError
 from pegboard.progress import Progress
 from pegboard.records import Array, Finding, Sample, Split
+from pegboard.splits import Kept
 from pegboard_medical import checks, sources
 from pegboard_medical.cases import Case
 from pegboard_medical.classification import crops
 from pegboard_medical.classification.findings import image_of, mask_of, shape_of
 from pegboard_medical.classification.settings import ClassificationData, ClassificationSettings
+from pegboard_medical.data import read_from
 from pegboard_medical.splits import assign
 
-CACHE_BYTES = 2_000_000_000
-"""Findings of a split that are kept in memory, if all of them fit."""
 FEWEST = 10
 """Findings of a class below which little is learnt of it."""
 
@@ -37,28 +37,13 @@ def prepare(settings: ClassificationSettings, progress: Progress) -> list[Path]:
     """Cut findings out of generated volumes, once; the user's own are left as they are.
 
     Returns:
-        What the splits are read from: of a table also every volume and mask that it names.
+        What the splits are read from.
 
     Raises:
         DataError: There is nothing where the settings say.
     """
     data = settings.data
-    if data.path is None:
-        return [crops.write(data, progress)]
-    if not data.path.exists():
-        # Not the path itself: people name folders after patients.
-        raise DataError(
-            "there are no volumes", where="data.path", remedy="correct it, or remove it"
-        )
-    if data.path.is_dir():
-        return [data.path]
-    named = (
-        file
-        for case in sources.read_cases(data)
-        for file in (*case.files, case.mask)
-        if file is not None
-    )
-    return [data.path, *dict.fromkeys(named)]
+    return [crops.write(data, progress)] if data.path is None else read_from(data)
 
 
 def cases_of(data: ClassificationData) -> list[Case]:
@@ -177,20 +162,14 @@ class FindingDataset(Dataset[Sample]):
     def __init__(self, settings: ClassificationSettings, cases: Sequence[Case]) -> None:
         self.settings, self.cases = settings, list(cases)
         each = 2 * 4 * int(np.prod(shape_of(settings)))
-        self._fits = each * len(self.cases) <= CACHE_BYTES
-        self._kept: dict[int, Sample] = {}
+        self._kept = Kept[Sample](len(self.cases), each)
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def __getitem__(self, index: int) -> Sample:
         """Return `image` float32 (d, h, w) or (h, w) and its targets; see `findings.py`."""
-        if index not in self._kept:
-            sample = self._read(self.cases[index])
-            if not self._fits:
-                return sample
-            self._kept[index] = sample
-        return self._kept[index]
+        return self._kept.get(index, lambda place: self._read(self.cases[place]))
 
     def _read(self, case: Case) -> Sample:
         volume = sources.read_case(case)
