@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CONTACT_SHEET = "augment.png"
 """What `describe --augment` writes, in the current folder."""
 
+NOT_SHOWN = "(not shown)"
+"""In the place of a value that is kept in no run, report or bundle."""
+
 
 def add_commands(app: typer.Typer) -> None:
     """Add `list` and `describe`."""
@@ -137,9 +140,6 @@ def _show_settings(kind: type[Settings], values: Mapping[str, Any] | None) -> No
     if values is not None:
         headers[2:3] = ["value", "default, if another"]
     table(headers, rows)
-
-
-NOT_SHOWN = "(not shown)"
 
 
 def default_tables(kind: type[Settings]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ import numpy as np
 from pegboard.errors import DataError, PegboardError, RequestError, SettingsError
 from pegboard.records import Array, Route, Service
 from pegboard_medical import dicom
+from pegboard_medical.deploy import inputs_of, placed_mask
 from pegboard_medical.dicom_seg import quiet, seg_dataset
-from pegboard_medical.masks import mask_of, without_small
-from pegboard_medical.volumes import Volume, orientation_of, oriented
+from pegboard_medical.volumes import Volume
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -291,12 +291,7 @@ def prepare(datasets: Sequence[Dataset]) -> Prepared:
         DataError: It is no volume.
     """
     volume, sources = volume_of(datasets)
-    turned = oriented(volume)
-    image = np.ascontiguousarray(turned.voxels, dtype=np.float32)
-    spacing = np.array(turned.spacing, dtype=np.float32)
-    return Prepared(
-        sources=sources, volume=volume, inputs={"image": image[None], "spacing": spacing[None]}
-    )
+    return Prepared(sources=sources, volume=volume, inputs=inputs_of(volume))
 
 
 def segmentation_of(
@@ -310,10 +305,7 @@ def segmentation_of(
         settings: They name the structures.
         version: Of the model.
     """
-    turned = without_small(
-        mask_of(probabilities), oriented(prepared.volume).spacing, settings.model.smallest_mm3
-    )
-    mask = np.ascontiguousarray(orientation_of(prepared.volume.affine).undo(turned))
+    mask = placed_mask(settings, probabilities, prepared.volume)
     classes = settings.data.classes
     dataset = seg_dataset(
         mask,

@@ -14,31 +14,15 @@ from PIL import Image
 
 from pegboard_medical.nifti import read_nifti
 
-SETTINGS = """solution = "medical-segmentation"
-[data]
-tiny = true
-spacing = [4.0, 4.0, 4.0]
-[model]
-patch = [16, 16, 16]
-channels = 4
-levels = 2
-[train]
-epochs = 1
-max_steps = 2
-devices = 1
-[deploy]
-targets = ["onnx"]
-golden = 1
-"""
-
 
 @pytest.mark.slow
 def test_series_of_a_folder_get_masks_pictures_and_a_table(
     make_project: Callable[..., Path],
     pegboard: Callable[..., subprocess.CompletedProcess[str]],
+    small: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    folder = make_project(SETTINGS)
+    folder = make_project(small())
     ended = pegboard("verify", folder=folder)
     assert ended.returncode == 0, ended.stderr
     generated = next((folder / "data").glob("phantoms-*"))

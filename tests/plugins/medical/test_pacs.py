@@ -422,34 +422,18 @@ def test_without_a_pacs_there_is_no_route() -> None:
 
 # --- The real server ------------------------------------------------------------------------------
 
-PROJECT = """solution = "medical-segmentation"
-[data]
-tiny = true
-spacing = [4.0, 4.0, 4.0]
-[model]
-patch = [16, 16, 16]
-channels = 4
-levels = 2
-[train]
-epochs = 1
-max_steps = 2
-devices = 1
-[deploy]
-targets = ["onnx"]
-golden = 1
-"""
-
 
 @pytest.mark.slow
 def test_a_server_is_told_and_the_segmentation_comes_back_into_the_pacs(
     orthanc: Orthanc,
     make_project: Callable[..., Path],
     pegboard: Callable[..., subprocess.CompletedProcess[str]],
+    small: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     from pegboard.serving.process import running_server
 
-    folder = make_project(PROJECT)
+    folder = make_project(small())
     ended = pegboard("verify", folder=folder)
     assert ended.returncode == 0, ended.stderr
     datasets = series()

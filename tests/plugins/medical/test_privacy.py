@@ -14,23 +14,6 @@ from pegboard_medical.privacy import pseudonym
 
 PLANTED = ("Mustermann", "MRN4711", "19500101", "ACC0815", "Sankt-Elsewhere", "Dr-Whoever")
 
-SETTINGS = """solution = "medical-segmentation"
-[data]
-path = "Mustermann-MRN4711"
-spacing = [4.0, 4.0, 4.0]
-[model]
-patch = [16, 16, 16]
-channels = 4
-levels = 2
-[train]
-epochs = 1
-max_steps = 2
-devices = 1
-[deploy]
-targets = ["onnx"]
-golden = 1
-"""
-
 
 def test_a_pseudonym_needs_the_secret_and_is_stable(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
@@ -40,7 +23,7 @@ def test_a_pseudonym_needs_the_secret_and_is_stable(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def planted(tmp_path_factory: pytest.TempPathFactory, small: Callable[..., str]) -> Path:
     """Return a project whose data carry names, ids and dates in tags, folders and file names."""
     from pydicom import dcmread
 
@@ -62,7 +45,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset.ReferringPhysicianName = "Dr-Whoever"
         dataset.save_as(file)
         file.rename(file.with_name(f"Mustermann_{number}.dcm"))
-    (folder / "pegboard.toml").write_text(SETTINGS)
+    (folder / "pegboard.toml").write_text(small('path = "Mustermann-MRN4711"'))
     return folder
 
 
