@@ -109,7 +109,10 @@ class Decoder(nn.Module):
 
 
 def halved(image: Tensor) -> Tensor:
-    """Average (B, 1, ...) onto the grid that the encoder's first convolution leaves."""
+    """Average (B, 1, ...) onto the grid that the encoder's first convolution leaves.
+
+    Not `interpolate(mode="area")`, which has no counterpart in ONNX.
+    """
     pool = functional.avg_pool3d if image.ndim == 5 else functional.avg_pool2d
     return pool(image, 3, stride=2, padding=1, count_include_pad=False)
 
@@ -124,10 +127,7 @@ def measured(image: Tensor, inside: Tensor) -> Tensor:
     Returns:
         (B, 3 + dimensions).
     """
-    # Not `interpolate(mode="area")`, which has no counterpart in ONNX.
-    pool = functional.avg_pool3d if image.ndim == 5 else functional.avg_pool2d
-    step = [-(-n // m) for n, m in zip(image.shape[2:], inside.shape[2:], strict=True)]
-    coarse = pool(image, step, ceil_mode=True, count_include_pad=False)
+    coarse = halved(image)
     every = tuple(range(2, inside.ndim))
     size = inside.sum(dim=every) + 1
     mean = (coarse * inside).sum(dim=every) / size
