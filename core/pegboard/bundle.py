@@ -375,6 +375,7 @@ def _signature_of(tables: Mapping[str, Any]) -> Signature:
         outputs=tuple(_spec_of(spec) for spec in tables["outputs"]),
         request=tables["request"],
         window=tables.get("window", {}),
+        is_single=tables.get("is_single", False),
     )
 
 

@@ -200,8 +200,7 @@ class TensorSpec:
     dtype: str
     """A NumPy name: `float32`, `int64`, `uint8`."""
     shape: tuple[int | str, ...]
-    """A number is fixed; a word names a dynamic axis. The first axis is `batch` unless the
-    deployable takes one record at a time."""
+    """A number is fixed; a word names a dynamic axis. The first axis is `batch`."""
     low: float | None = None
     """Smallest value that occurs; what synthesis draws from."""
     high: float | None = None
@@ -221,9 +220,10 @@ class TensorSpec:
     description: str = ""
     """One sentence."""
 
-    def windowed(self, window: Mapping[str, int]) -> TensorSpec:
-        """Return the same with the axes of a window as long as it."""
-        return replace(self, shape=tuple(window.get(str(axis), axis) for axis in self.shape))
+    def windowed(self, window: Mapping[str, int], *, is_single: bool = False) -> TensorSpec:
+        """Return the same with the axes of a window as long as it, without `batch` if single."""
+        shape = self.shape[1:] if is_single and self.shape[0] == "batch" else self.shape
+        return replace(self, shape=tuple(window.get(str(axis), axis) for axis in shape))
 
     def example(self, axes: Mapping[str, int], generator: np.random.Generator) -> Array:
         """Synthesise an array that fits: dynamic axes as given, values in range."""
@@ -254,18 +254,30 @@ class Signature:
     window: Mapping[str, int] = field(default_factory=dict)
     """Lengths that `infer` cuts dynamic axes to before it calls a predictor: a request may be of
     any size, the model sees windows. Empty where it sees a request whole."""
+    is_single: bool = False
+    """Whether the model takes one record at a time, without the axis `batch`: `infer` goes through
+    a batch one by one. For records that differ in length, such as point clouds."""
 
     def windowed(self) -> Signature:
         """Return what the model itself takes and returns.
 
-        The axes of the window have its lengths, and what is `infer`'s alone is left out.
+        The axes of the window have its lengths, a single record has no axis `batch`, and what is
+        `infer`'s alone is left out.
         """
         return replace(
-            self, inputs=self._seen(self.inputs), outputs=self._seen(self.outputs), window={}
+            self,
+            inputs=self._seen(self.inputs),
+            outputs=self._seen(self.outputs),
+            window={},
+            is_single=False,
         )
 
     def _seen(self, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-        return tuple(spec.windowed(self.window) for spec in specs if not spec.infer_only)
+        return tuple(
+            spec.windowed(self.window, is_single=self.is_single)
+            for spec in specs
+            if not spec.infer_only
+        )
 
     def dynamic_axes(self) -> tuple[str, ...]:
         """Name every dynamic axis of the inputs, in order of appearance."""

@@ -65,6 +65,17 @@ def test_what_is_infers_alone_the_model_neither_takes_nor_returns() -> None:
     assert wide.windowed() == SIGNATURE.windowed()
 
 
+def test_a_model_of_single_records_has_no_batch_axis() -> None:
+    single = Signature(
+        inputs=(TensorSpec(name="points", dtype="float32", shape=("batch", "points", 4)),),
+        outputs=(TensorSpec(name="heat", dtype="float32", shape=("batch", 3)),),
+        is_single=True,
+    )
+    assert single.windowed().inputs[0].shape == ("points", 4)
+    assert single.windowed().outputs[0].shape == (3,)
+    assert single.windowed().windowed() == single.windowed()
+
+
 def test_without_a_window_nothing_changes() -> None:
     plain = Signature(inputs=SIGNATURE.inputs, outputs=SIGNATURE.outputs)
     assert plain.windowed() == plain
