@@ -8,7 +8,7 @@ DEMO     := demo/my-$(SOLUTION)
 # Two cores: one thread a process, or tests and training starve one another.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint types imports docs check bench-defect bench-fraud bench-medical bench-serve bench-decisions clean
+.PHONY: demo test test-slow lint types imports docs check bench-defect bench-fraud bench-lidar bench-medical bench-serve bench-decisions clean
 
 demo: $(READY)  ## Scaffold a project and run every stage on the embedded data
 	@test -d $(DEMO) || $(BIN)/pegboard new $(SOLUTION) my-$(SOLUTION) --output-dir demo --no-input
@@ -43,6 +43,9 @@ bench-fraud: $(READY)  ## Prequential folds on the handbook's data, beside XGBoo
 bench-defect: $(READY)  ## ELPV solar cells: augmentation and pretraining on and off, beside HOG + SVM
 	$(BIN)/python benchmarks/defect.py
 
+bench-lidar: $(READY)  ## Generated scenes, real frames of KITTI, and a scan of 120,000 points
+	$(BIN)/python benchmarks/lidar.py
+
 bench-medical: $(READY)  ## Hippocampus, lung nodules, and a whole CT through the exported model
 	$(BIN)/python benchmarks/medical.py
 	$(BIN)/python benchmarks/medical_classification.py
@@ -53,7 +56,7 @@ bench-decisions: $(READY)  ## Whole fraud decisions over HTTP, 300 a second
 bench-serve: $(READY)  ## Our server beside KServe's, MLServer, LitServe and a bare endpoint
 	$(BIN)/python benchmarks/serve.py
 
-$(READY): tools/setup.sh constraints.txt pyproject.toml core/pyproject.toml plugins/defect/pyproject.toml plugins/fraud/pyproject.toml plugins/medical/pyproject.toml templates/pyproject.toml
+$(READY): tools/setup.sh constraints.txt pyproject.toml core/pyproject.toml plugins/defect/pyproject.toml plugins/fraud/pyproject.toml plugins/lidar/pyproject.toml plugins/medical/pyproject.toml templates/pyproject.toml
 	tools/setup.sh $(VENV)
 	@touch $@
 

@@ -16,6 +16,7 @@ SOLUTIONS = (
     "moco",
     "medical-segmentation",
     "medical-classification",
+    "lidar",
 )
 
 

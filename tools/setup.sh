@@ -18,7 +18,7 @@ find_python() {
     exit 2
 }
 
-# Debian names. libgomp1 is what torch, XGBoost and LightGBM compute with.
+# Debian names. libgomp1 is what torch, XGBoost and LightGBM compute with; the others are Open3D's.
 missing_packages() {
     if command -v dpkg-query >/dev/null; then
         for package in "$@"; do
@@ -42,7 +42,7 @@ install_packages() {
 }
 
 python=$(find_python)
-wanted=(libgomp1)
+wanted=(libgomp1 libusb-1.0-0 libgl1 libx11-6)
 # Debian ships ensurepip apart from Python.
 "$python" -c 'import ensurepip' 2>/dev/null || wanted+=("python3-venv")
 read -r -a missing <<<"$(missing_packages "${wanted[@]}")"
@@ -53,5 +53,6 @@ read -r -a missing <<<"$(missing_packages "${wanted[@]}")"
 # constraints.txt pins what was tested; among it the torch build without CUDA where there is one.
 "$venv/bin/python" -m pip install -q -c constraints.txt \
     -e 'core[openvino,serve,train]' -e 'plugins/fraud[redis,serve,train]' \
-    -e 'plugins/defect[review,serve,train]' -e 'plugins/medical[serve,train]' -e templates --group dev
+    -e 'plugins/defect[review,serve,train]' -e 'plugins/medical[serve,train]' \
+    -e 'plugins/lidar[serve,train]' -e templates --group dev
 "$venv/bin/python" -m pip check >&2

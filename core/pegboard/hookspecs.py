@@ -528,6 +528,24 @@ def after_answer(settings: Settings, event: AnswerEvent) -> None:
 
 
 @_hook("life cycle", "all")
+def diagnose() -> Sequence[Finding]:
+    """Say what this machine lacks that pip does not bring, for `pegboard doctor`.
+
+    Returns:
+        Findings, each with the remedy; an error is a problem of the project, a warning is only
+        shown. It needs no settings: a project whose settings are broken is examined, too.
+
+    Example:
+        @hookimpl
+        def diagnose():
+            if shutil.which("dcmdump") is None:
+                return [Finding(level="warning", what="dcmdump is missing", where="PATH",
+                                remedy="on Debian apt-get install dcmtk")]
+            return []
+    """
+
+
+@_hook("life cycle", "all")
 def register_commands(app: typer.Typer) -> None:
     """Add commands to the command line, inside a project of this solution.
 

@@ -99,6 +99,38 @@ def test_quarantine_unknown_hooks_and_ignored_defaults_are_problems(
     assert "draw(... settings=) has a default" in output
 
 
+MACHINE = """
+from pegboard import hookimpl
+from pegboard.records import Finding
+
+@hookimpl
+def diagnose():
+    return [Finding(level=level, what=f"{level} {n}", where="here", remedy="buy one")
+            for n, level in enumerate(LEVELS)]
+"""
+
+
+def test_what_plugins_say_the_machine_lacks_is_shown_and_an_error_is_a_problem(
+    make_project: MakeProject, doctor: Doctor
+) -> None:
+    code, output = doctor(make_project(hooks=MACHINE + "LEVELS = ['warning', 'error']"))
+    assert code == 2
+    shown, problems = output.split("\nProblems\n")
+    assert lines_of(shown, "warning")[0].split()[1:] == ["warning", "0", "here", "buy", "one"]
+    assert problems.strip() == "error 1 (here); buy one"
+    code, output = doctor(make_project(hooks=MACHINE + "LEVELS = ['warning']", name="other"))
+    assert code == 0
+
+
+def test_a_diagnosis_that_fails_hides_nothing_else(
+    make_project: MakeProject, doctor: Doctor
+) -> None:
+    code, output = doctor(make_project(hooks=MACHINE))
+    assert code == 2
+    assert "the hook 'diagnose' is broken: NameError: name 'LEVELS' is not defined" in output
+    assert lines_of(output, "load_split")[0].endswith("toy")
+
+
 def test_outside_a_project_it_shows_what_is_installed(tmp_path: Path, doctor: Doctor) -> None:
     code, output = doctor(tmp_path)
     assert code == 0

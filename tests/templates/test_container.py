@@ -75,7 +75,18 @@ def classification(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["project", "inspection", "segmentation", "classification", "plugin"])
+@pytest.fixture(scope="module")
+def detection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lidar project as `pegboard new` makes it."""
+    folder = tmp_path_factory.mktemp("vehicle") / "my-lidar"
+    create(find_template("lidar"), folder, {})
+    return folder
+
+
+SHIPPED = ["project", "inspection", "segmentation", "classification", "detection"]
+
+
+@pytest.fixture(params=[*SHIPPED, "plugin"])
 def shipped(request: pytest.FixtureRequest) -> Path:
     """What each template makes."""
     folder: Path = request.getfixturevalue(request.param)
@@ -203,7 +214,7 @@ def test_a_hospitals_server_is_not_asked_to_install_what_trains(
     assert re.findall(r"^pegboard-medical\[(.*)\]$", text, re.M) == ["serve"]
 
 
-@pytest.mark.parametrize("name", ["segmentation", "classification"])
+@pytest.mark.parametrize("name", ["segmentation", "classification", "detection"])
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
 def test_every_variable_of_a_hospitals_compose_is_explained_and_no_secret_has_a_default(
     request: pytest.FixtureRequest, name: str, readme: str
@@ -218,6 +229,27 @@ def test_every_variable_of_a_hospitals_compose_is_explained_and_no_secret_has_a_
 def test_an_inspection_server_is_not_asked_to_install_what_trains(inspection: Path) -> None:
     text = (inspection / "requirements-serve.txt").read_text()
     assert re.findall(r"^pegboard-defect\[(.*)\]$", text, re.M) == ["serve"]
+
+
+def test_a_vehicles_image_is_given_no_scan_and_asks_for_nothing_that_trains(
+    detection: Path, tmp_path: Path
+) -> None:
+    full = shutil.copytree(detection, tmp_path / "full")
+    for name in (
+        "bundle/bundle.json",
+        "scans/1.bin",
+        "data/objects-1.npz",
+        "serve/a.jsonl",
+        ".env",
+    ):
+        (full / name).parent.mkdir(parents=True, exist_ok=True)
+        (full / name).write_text("x")
+    own = ["hooks.py", "pegboard.toml", "requirements-serve.txt"]
+    assert context_of(full) == sorted([*own, "bundle/bundle.json"])
+    text = (full / "requirements-serve.txt").read_text()
+    assert re.findall(r"^pegboard-lidar\[(.*)\]$", text, re.M) == ["serve"]
+    # Open3D's system libraries are for what trains.
+    assert "apt-get" not in (full / "Dockerfile").read_text()
 
 
 def test_a_plugins_image_is_given_its_package_and_a_bundle(plugin: Path, tmp_path: Path) -> None:
@@ -312,7 +344,7 @@ def test_every_variable_of_a_plugins_compose_is_explained(plugin: Path) -> None:
     assert all(kind == "?" or not SECRET.search(name) for name, kind, _ in found)
 
 
-@pytest.mark.parametrize("name", ["project", "inspection", "segmentation", "classification"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_two_readmes_have_the_same_sections_and_commands(
     request: pytest.FixtureRequest, name: str
 ) -> None:

@@ -53,7 +53,15 @@ def site_with_template(folder: Path, files: dict[str, str], *, version: str = "1
 
 
 SLUG = "{{cookiecutter.project_slug}}"
-NAMES = ["defect", "fraud", "medical-classification", "medical-segmentation", "moco", "plugin"]
+NAMES = [
+    "defect",
+    "fraud",
+    "lidar",
+    "medical-classification",
+    "medical-segmentation",
+    "moco",
+    "plugin",
+]
 
 
 def test_the_templates_are_found_with_their_summary() -> None:

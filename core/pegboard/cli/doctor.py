@@ -14,6 +14,7 @@ from pegboard.errors import PegboardError
 
 if TYPE_CHECKING:
     from pegboard.board import Board
+    from pegboard.records import Finding
 
 LIBRARIES = ("pegboard", "torch", "onnx", "onnxruntime", "onnxscript", "safetensors", "matplotlib")
 SYSTEM_LIBRARIES = {"gomp": "libgomp1"}
@@ -33,6 +34,7 @@ def doctor(folder: ProjectFolder = None) -> None:
     place = project_folder(folder)
     _show_software()
     problems, board = _examine(place)
+    problems += _diagnose(board)
     _show_targets(board)
     _show_call_order(board)
     _show_plugins(board)
@@ -110,6 +112,21 @@ def _what_can_be_built(folder: Path) -> Board:
         except (PegboardError, KeyError, TypeError):
             continue
     return build_board()
+
+
+def _diagnose(board: Board) -> list[str]:
+    """Show what plugins find this machine to lack; return what of it is a problem."""
+    try:
+        findings: list[Finding] = board.collect("diagnose")
+    # A plugin that cannot examine the machine must not hide what else is wrong.
+    except Exception as error:
+        return [f"the hook 'diagnose' is broken: {type(error).__name__}: {error}"]
+    if findings:
+        heading("Machine")
+        rows = [(one.level, one.what, one.where, one.remedy) for one in findings]
+        table(("level", "finding", "where", "remedy"), rows)
+    errors = [one for one in findings if one.level == "error"]
+    return [f"{one.what} ({one.where}); {one.remedy}" for one in errors]
 
 
 def _show_targets(board: Board) -> None:

@@ -1,0 +1,254 @@
+"""The detector: dynamic pillars, a small pyramid, a centre-based head, and its loss.
+
+B scans of N points, K classes, C channels; a grid of X x Y pillars, maps of H x W cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pegboard.records import Batch
+from pegboard_lidar.decoding import BOX_CHANNELS, HEIGHT, SIZE, VELOCITY
+from pegboard_lidar.grid import Grid, cells_of, pillars_of
+from pegboard_lidar.objectives import Objective
+from pegboard_lidar.settings import LidarSettings, Range
+
+# --- Pillars --------------------------------------------------------------------------------------
+
+
+class PillarEncoder(nn.Module):
+    """Points to a picture of the ground: of every feature the maximum in each pillar.
+
+    PointPillars (Lang et al., CVPR 2019) with the dynamic voxels of MVF (Zhou et al., CoRL 2019):
+    any number of points in any number of pillars, none padded, none left out. Points outside the
+    range fall into one pillar more, which is thrown away, so that nothing depends on how many there
+    are; features are not negative, so that the zero of an empty pillar is exact and the order of
+    the points changes nothing.
+
+    Args:
+        grid: The pillars.
+        range: Smallest and largest x, y, z that count.
+        features: C.
+        reflectance: Whether it is looked at.
+    """
+
+    def __init__(self, grid: Grid, range: Range, features: int, *, reflectance: bool) -> None:  # noqa: A002
+        super().__init__()
+        self.grid, self.range = grid, range
+        self.features, self.reflectance = features, reflectance
+        self.linear = nn.Linear(6 if reflectance else 5, features)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """float32 (B, N, 4) -> (B, C, X, Y); a point that is not finite counts for nothing."""
+        count, grid = points.shape[0], self.grid
+        size = grid.rows * grid.columns
+        index, described = self._sorted(points.reshape(-1, 4))
+        if count > 1:
+            scan = torch.arange(count, device=points.device).repeat_interleave(points.shape[1])
+            index = index + (size + 1) * scan
+        found = self.linear(described).relu()  # (B * N, C)
+        pillars = PillarMaximum.apply(found, index, count * (size + 1))
+        picture = pillars.reshape(count, size + 1, self.features)[:, :size]
+        return picture.reshape(count, grid.rows, grid.columns, self.features).permute(0, 3, 1, 2)
+
+    def _sorted(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return of every point its pillar (N,) and what is told of it (N, 5 or 6).
+
+        Column by column: a runtime goes through a whole column at once.
+        """
+        grid, size = self.grid, self.grid.rows * self.grid.columns
+        columns = points.unbind(dim=-1)
+        is_inside = torch.ones_like(columns[0], dtype=torch.bool)
+        for column, low, high in zip(columns, self.range[:3], self.range[3:], strict=False):
+            is_inside = is_inside & (column >= low) & (column < high)
+        # Also what is not finite becomes harmless: it is outside.
+        x, y, z, reflectance = (torch.where(is_inside, column, 0.0) for column in columns)
+        row, column = (x - grid.x) / grid.side, (y - grid.y) / grid.side
+        first, second = row.floor(), column.floor()
+        # Rounding may put a point on the far edge one cell too far.
+        index = (first * grid.columns + second).long().clamp(0, size - 1)
+        told = [
+            (row - first) * 2 - 1,
+            (column - second) * 2 - 1,
+            z,
+            z * z / 4,
+            (x * x + y * y).sqrt() / 50,
+            *([reflectance] if self.reflectance else []),
+        ]
+        return torch.where(is_inside, index, size), torch.stack(told, dim=-1)
+
+
+class PillarMaximum(torch.autograd.Function):
+    """Of every feature the maximum in each pillar: (N, C), (N,) -> (size, C), 0 where none is.
+
+    Torch's own gradient goes through every pillar, empty or not, and is four times as slow. Points
+    that share a maximum each get the whole of its gradient here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, index: Tensor, size: int) -> Tensor:
+        """Keep what the gradient needs."""
+        rows = index[:, None].expand(-1, found.shape[1])
+        pillars = found.new_zeros((size, found.shape[1])).scatter_reduce(0, rows, found, "amax")
+        ctx.save_for_backward(found, index, pillars)
+        return pillars
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """A point learns where it is the maximum."""
+        found, index, pillars = ctx.saved_tensors
+        return gradients[0][index] * (found == pillars[index]), None, None
+
+
+# --- Network --------------------------------------------------------------------------------------
+
+
+def convolution(inputs: int, outputs: int, size: int, *, stride: int = 1) -> nn.Sequential:
+    """Return a convolution with normalisation and ReLU; runtimes fold it into one operation."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, stride=stride, padding=(size - 1) // 2, bias=False),
+        nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.1),
+        nn.ReLU(),
+    )
+
+
+class Block(nn.Module):
+    """Two convolutions and the way around them (He et al., CVPR 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = convolution(channels, channels, 3)
+        self.second = convolution(channels, channels, 3)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same."""
+        result: Tensor = picture + self.second(self.first(picture))
+        return result
+
+
+class Pyramid(nn.Module):
+    """Three levels down, and what they saw added up again (Lin et al., CVPR 2017).
+
+    Args:
+        features: Channels of a pillar.
+        channels: Of each level.
+        blocks: In each level.
+    """
+
+    def __init__(
+        self, features: int, channels: tuple[int, int, int], blocks: tuple[int, int, int]
+    ) -> None:
+        super().__init__()
+        inputs = (features, *channels)
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                # Without overlap: half the work, and every pillar is seen just the same.
+                convolution(before, after, 2, stride=2),
+                *(Block(after) for _ in range(count)),
+            )
+            for before, after, count in zip(inputs, channels, blocks, strict=False)
+        )
+        self.lateral = nn.ModuleList(
+            convolution(coarse, fine, 1) for fine, coarse in pairwise(channels)
+        )
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """(B, C, X, Y) -> (B, channels[0], X / 2, Y / 2)."""
+        seen = []
+        for level in self.levels:
+            picture = level(picture)
+            seen.append(picture)
+        for lateral in reversed(self.lateral):
+            seen.pop()
+            coarse = nn.functional.interpolate(lateral(picture), scale_factor=2.0)
+            picture = seen[-1] + coarse
+        return picture
+
+
+RARE = -4.6
+"""Logit of 0.01, which the heat begins with: objects are rare, and one half would have to be
+unlearnt first."""
+
+
+def middling(boxes: int) -> Tensor:
+    """Return what the map of boxes begins with: a middling object, a metre below the scanner."""
+    begin = torch.zeros(boxes)
+    begin[HEIGHT] = -1.0
+    begin[SIZE] = torch.tensor([2.4, 1.2, 1.6]).log()
+    return begin
+
+
+class CentreHead(nn.Module):
+    """What is in the middle of each cell: objects are points (Yin et al., CVPR 2021).
+
+    Args:
+        channels: Of the picture.
+        classes: K.
+        boxes: Channels of the map of boxes, see `decoding.py`.
+    """
+
+    def __init__(self, channels: int, classes: int, boxes: int) -> None:
+        super().__init__()
+        self.shared = convolution(channels, channels, 3)
+        self.classes = classes
+        self.maps = nn.Conv2d(channels, classes + boxes, 1)
+        # Objects are rare: a head that began at one half would first have to unlearn them.
+        nn.init.constant_(self.maps.bias[:classes], -4.6)
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> logits (B, K, H, W), boxes (B, 10 or 12, H, W)."""
+        maps = self.maps(self.shared(picture))
+        return maps[:, : self.classes], maps[:, self.classes :]
+
+
+# --- The model ------------------------------------------------------------------------------------
+
+
+class PillarDetector(nn.Module):
+    """Raw points to maps, whole: what is trained is what is exported.
+
+    Args:
+        encoder: Points to pillars.
+        head: Pillars to logits and boxes.
+        objective: What it is taught by.
+    """
+
+    def __init__(self, encoder: PillarEncoder, head: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.encoder, self.head, self.objective = encoder, head, objective
+
+    def forward(self, points: Tensor) -> dict[str, Tensor]:
+        """float32 (N, 4) -> `heat` (K, H, W), 0 to 1, and `boxes` (10 or 12, H, W)."""
+        return self.maps(self.encoder(points[None]))
+
+    def maps(self, pillars: Tensor) -> dict[str, Tensor]:
+        """(1, C, X, Y) -> `heat` and `boxes` of the one scan."""
+        logits, boxes = self.head(pillars)
+        return {"heat": logits[0].sigmoid(), "boxes": boxes[0]}
+
+    def losses(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Compare the maps of B scans with their objects."""
+        pillars = self.encoder(batch.inputs["points"])
+        # Three times as fast on a CPU.
+        logits, boxes = self.head(pillars.contiguous(memory_format=torch.channels_last))
+        return self.objective(logits.float(), boxes.float(), batch.targets)
+
+
+def build(settings: LidarSettings) -> PillarDetector:
+    """Build the model of a project."""
+    data, model = settings.data, settings.model
+    encoder = PillarEncoder(
+        pillars_of(settings), data.range, model.features, reflectance=model.reflectance
+    )
+    boxes = VELOCITY.stop if model.velocity else BOX_CHANNELS
+    head = nn.Sequential(
+        Pyramid(model.features, model.channels, model.blocks),
+        CentreHead(model.channels[0], len(data.classes), boxes),
+    )
+    head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # No stub.
+    return PillarDetector(encoder, head, Objective(cells_of(settings), len(data.classes)))
