@@ -175,10 +175,12 @@ def in_picture(points: Array, projection: Array) -> Array:
 def _objects(labels: Labels, data: LidarData) -> dict[str, Any]:
     """Return the objects that count for something, by name of target."""
     places = {name: place for place, name in enumerate(data.classes)}
-    places |= {name: IGNORED for name, like in NEIGHBOURS.items() if like in places}
+    # Who looks for vans, too, says so.
+    beside = [name for name, like in NEIGHBOURS.items() if like in places and name not in places]
+    places |= dict.fromkeys(beside, IGNORED)
     low, high = np.array(data.range[:2]), np.array(data.range[3:5])
     middles = labels.boxes[:, :2]
-    is_inside = ((middles >= low) & (middles < high)).all(axis=1)
+    is_inside = np.all((middles >= low) & (middles < high), axis=1)
     kept = [i for i, name in enumerate(labels.names) if name in places and is_inside[i]]
     return {
         "boxes": labels.boxes[kept].astype(np.float32),

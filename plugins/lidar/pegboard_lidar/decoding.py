@@ -121,7 +121,8 @@ def _heading(told: Array) -> Array:
     # The axis has two directions; the heading says which of them is ahead.
     ahead = np.cos(axis) * told[HEADING][0] + np.sin(axis) * told[HEADING][1]
     turned = np.where(ahead < 0, axis + np.pi, axis)
-    return np.arctan2(np.sin(turned), np.cos(turned))
+    heading: Array = np.arctan2(np.sin(turned), np.cos(turned))
+    return heading
 
 
 def _distinct(found: Detections, overlap: float) -> Detections:

@@ -62,6 +62,19 @@ def pillars_of(settings: LidarSettings) -> Grid:
     return Grid(x=low_x, y=low_y, side=side, rows=rows, columns=columns)
 
 
+def smaller(grid: Grid, size: tuple[float, float]) -> Grid:
+    """Return a grid that begins where another does and covers `size` metres, or all of it."""
+    multiple = 2**LEVELS
+    rows, columns = (max(1, round(metres / grid.side / multiple)) * multiple for metres in size)
+    return Grid(
+        x=grid.x,
+        y=grid.y,
+        side=grid.side,
+        rows=min(rows, grid.rows),
+        columns=min(columns, grid.columns),
+    )
+
+
 def cells_of(settings: LidarSettings) -> Grid:
     """Return the grid of the maps."""
     return pillars_of(settings).coarser(STRIDE)

@@ -187,6 +187,14 @@ def draw(settings: LidarSettings, evaluation: Evaluation) -> Sequence[Figure]:
 
 
 @hookimpl
+def diagnose() -> list[Finding]:
+    """Name the system libraries that Open3D lacks."""
+    from pegboard_lidar import system
+
+    return system.diagnose()
+
+
+@hookimpl
 def register_commands(app: typer.Typer) -> None:
     """`pegboard odometry`, `pegboard track` and `pegboard view`."""
     from pegboard_lidar import commands

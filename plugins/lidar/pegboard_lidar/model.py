@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from pegboard.records import Batch
 from pegboard_lidar.decoding import BOX_CHANNELS, HEIGHT, SIZE, VELOCITY
-from pegboard_lidar.grid import Grid, cells_of, pillars_of
+from pegboard_lidar.grid import STRIDE, Grid, pillars_of, smaller
 from pegboard_lidar.objectives import Objective
 from pegboard_lidar.settings import LidarSettings, Range
+from pegboard_lidar.windows import cut
 
 # --- Pillars --------------------------------------------------------------------------------------
 
@@ -52,7 +53,7 @@ class PillarEncoder(nn.Module):
             scan = torch.arange(count, device=points.device).repeat_interleave(points.shape[1])
             index = index + (size + 1) * scan
         found = self.linear(described).relu()  # (B * N, C)
-        pillars = PillarMaximum.apply(found, index, count * (size + 1))
+        pillars: Tensor = PillarMaximum.apply(found, index, count * (size + 1))  # type: ignore[no-untyped-call]
         picture = pillars.reshape(count, size + 1, self.features)[:, :size]
         return picture.reshape(count, grid.rows, grid.columns, self.features).permute(0, 3, 1, 2)
 
@@ -198,7 +199,7 @@ class CentreHead(nn.Module):
         self.classes = classes
         self.maps = nn.Conv2d(channels, classes + boxes, 1)
         # Objects are rare: a head that began at one half would first have to unlearn them.
-        nn.init.constant_(self.maps.bias[:classes], -4.6)
+        nn.init.constant_(self.maps.bias[:classes], -4.6)  # type: ignore[index]
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> logits (B, K, H, W), boxes (B, 10 or 12, H, W)."""
@@ -216,11 +217,19 @@ class PillarDetector(nn.Module):
         encoder: Points to pillars.
         head: Pillars to logits and boxes.
         objective: What it is taught by.
+        window: Metres of the part of a scan that it learns from.
     """
 
-    def __init__(self, encoder: PillarEncoder, head: nn.Module, objective: Objective) -> None:
+    def __init__(
+        self,
+        encoder: PillarEncoder,
+        head: nn.Module,
+        objective: Objective,
+        window: tuple[float, float],
+    ) -> None:
         super().__init__()
         self.encoder, self.head, self.objective = encoder, head, objective
+        self.window = window
 
     def forward(self, points: Tensor) -> dict[str, Tensor]:
         """float32 (N, 4) -> `heat` (K, H, W), 0 to 1, and `boxes` (10 or 12, H, W)."""
@@ -232,11 +241,13 @@ class PillarDetector(nn.Module):
         return {"heat": logits[0].sigmoid(), "boxes": boxes[0]}
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Compare the maps of B scans with their objects."""
+        """Compare the maps of parts of B scans with their objects."""
         pillars = self.encoder(batch.inputs["points"])
+        parts, targets = cut(self.encoder.grid, self.window, pillars, batch.targets)
         # Three times as fast on a CPU.
-        logits, boxes = self.head(pillars.contiguous(memory_format=torch.channels_last))
-        return self.objective(logits.float(), boxes.float(), batch.targets)
+        logits, boxes = self.head(parts.contiguous(memory_format=torch.channels_last))
+        losses: Mapping[str, Tensor] = self.objective(logits.float(), boxes.float(), targets)
+        return losses
 
 
 def build(settings: LidarSettings) -> PillarDetector:
@@ -251,4 +262,6 @@ def build(settings: LidarSettings) -> PillarDetector:
         CentreHead(model.channels[0], len(data.classes), boxes),
     )
     head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # No stub.
-    return PillarDetector(encoder, head, Objective(cells_of(settings), len(data.classes)))
+    window = settings.train.window
+    learnt = smaller(pillars_of(settings), window).coarser(STRIDE)
+    return PillarDetector(encoder, head, Objective(learnt, len(data.classes)), window)

@@ -33,6 +33,9 @@ class Objective(nn.Module):
         classes: K.
     """
 
+    around: Tensor
+    """int64 (R, 2), steps to the cells around one."""
+
     def __init__(self, grid: Grid, classes: int) -> None:
         super().__init__()
         self.grid, self.classes = grid, classes
@@ -137,7 +140,7 @@ class Objective(nn.Module):
         """Return what the map should say (P, 10)."""
         box = targets["boxes"][scan, place].float()
         yaw = box[:, 6]
-        true = box.new_zeros((len(box), BOX_CHANNELS))
+        true: Tensor = box.new_zeros((len(box), BOX_CHANNELS))
         true[:, OFFSET] = offset
         true[:, HEIGHT] = box[:, 2]
         true[:, SIZE] = box[:, 3:6].log()

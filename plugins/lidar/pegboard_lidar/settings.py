@@ -131,6 +131,12 @@ class AugmentSettings(Table):
 class LidarTrain(TrainSettings):
     """`[train]`, with what suits scans."""
 
+    window: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(36.0, 40.0),
+        description="Metres ahead and across of the part of a scan, around an object, that a step "
+        "learns from; large ones take all of it.",
+    )
+
     epochs: PositiveInt = Field(default=8, description="Passes over the train split.")
     batch_size: PositiveInt = Field(default=2, description="Scans per optimiser step.")
     eval_batch_size: NonNegativeInt = Field(

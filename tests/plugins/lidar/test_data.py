@@ -45,6 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, small: Small) -> LidarSetting
     return settings
 
 
+@pytest.mark.slow
 def test_the_splits_share_no_frame_and_hold_all_of_them(tiny: LidarSettings) -> None:
     keys = {split: {frame.key for frame in data.splits_of(tiny.data)[split]} for split in SPLITS}
     assert all(keys.values())
@@ -54,14 +55,20 @@ def test_the_splits_share_no_frame_and_hold_all_of_them(tiny: LidarSettings) -> 
 SPLITS: tuple[Any, ...] = ("train", "validation", "test")
 
 
+@pytest.mark.slow
 def test_preparing_again_makes_nothing_again(tiny: LidarSettings) -> None:
-    files = [path for path in tiny.data.folder.rglob("*") if path.is_file()]
+    assert_nothing_is_made_again(tiny)
+
+
+def assert_nothing_is_made_again(settings: LidarSettings) -> None:
+    files = [path for path in settings.data.folder.rglob("*") if path.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files}
-    assert database_of(tiny.data) in before
-    assert data.prepare(tiny, SilentProgress()) == [data.source(tiny.data)]
+    assert database_of(settings.data) in before
+    assert data.prepare(settings, SilentProgress()) == [data.source(settings.data)]
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 def test_the_database_holds_the_objects_of_the_train_split_with_their_points(
     tiny: LidarSettings,
 ) -> None:
@@ -151,6 +158,11 @@ def test_objects_beyond_the_range_or_of_other_classes_are_no_targets(own: Small)
     assert sample.targets["labels"].tolist() == [1]
 
 
+def test_vans_are_no_neighbours_of_cars_where_both_are_looked_for(own: Small) -> None:
+    sample = data.load(own(classes=("Car", "Van")), "train")[0]
+    assert sample.targets["labels"].tolist() == [0, 1]
+
+
 def test_a_split_without_a_frame_says_what_to_do(own: Small) -> None:
     with pytest.raises(DataError, match=r"validation split has no labelled frame.*shares"):
         data.load(own(validation_share=0.0), "validation")
@@ -167,6 +179,7 @@ def test_what_is_not_there_is_named(tmp_path: Path, small: Small) -> None:
 def test_objects_are_cut_out_again_when_the_train_split_becomes_another(own: Small) -> None:
     settings = own()
     data.prepare(settings, SilentProgress())
+    assert_nothing_is_made_again(settings)
     before = read_database(database_of(settings.data))
     train = [frame.key for frame in data.splits_of(settings.data)["train"]]
     # A frame of the train split goes; the objects of the others stay.

@@ -170,13 +170,13 @@ def test_the_loss_falls_on_one_scan(small: Small) -> None:
     batch = batch_of([CAR], [0], cloud(2000))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
-    for _ in range(25):
+    for _ in range(15):
         loss = model.losses(batch)["loss"]
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def test_padding_and_objects_beyond_the_edge_teach_nothing(small: Small) -> None:
@@ -236,6 +236,7 @@ def exported(request_to_export: ExportRequest) -> Any:
 SIZES = (1, 5, 3000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", SIZES)
 def test_the_exported_graph_says_what_torch_says(
     detector: PillarDetector, exported: Any, count: int
@@ -247,6 +248,7 @@ def test_the_exported_graph_says_what_torch_says(
         np.testing.assert_allclose(found[name], values.numpy(), atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_graph_scatters_pillars_whole(exported: Any, request_to_export: ExportRequest) -> None:
     import onnx as format_
 

@@ -1,0 +1,57 @@
+"""A part of the ground that a training step learns from: around an object, not mostly nothing.
+
+Most of the range is empty, and an empty cell costs what any other does. A convolution does not know
+where it is, so the model that learns from parts judges the whole.
+
+B scans, M objects each (padded), C features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pegboard_lidar.grid import Grid, smaller
+
+
+def cut(
+    grid: Grid, size: tuple[float, float], pillars: Tensor, targets: Mapping[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Cut a part out of every scan, around an object that is drawn by lot.
+
+    Args:
+        grid: Of the pillars.
+        size: Metres ahead and across.
+        pillars: (B, C, X, Y).
+        targets: `boxes` (B, M, 7) and `labels` (B, M) among them.
+
+    Returns:
+        Pillars (B, C, x, y) and the targets, their boxes moved as if each part began where the
+        grid does.
+    """
+    part = smaller(grid, size)
+    boxes = targets["boxes"].clone()
+    parts = []
+    for scan, labels in enumerate(targets["labels"]):
+        row, column = _corner(grid, part, boxes[scan][labels >= 0])
+        parts.append(pillars[scan, :, row : row + part.rows, column : column + part.columns])
+        boxes[scan, :, 0] -= row * grid.side
+        boxes[scan, :, 1] -= column * grid.side
+    return torch.stack(parts), {**targets, "boxes": boxes}
+
+
+def _corner(grid: Grid, part: Grid, boxes: Tensor) -> tuple[int, int]:
+    """Draw where a part begins, in pillars: about an object somewhere in it, or anywhere."""
+    free = torch.tensor([grid.rows - part.rows, grid.columns - part.columns])
+    share = torch.rand(2)
+    corner = share * (free + 1)
+    if len(boxes):
+        chosen = boxes[int(torch.randint(len(boxes), ()))]
+        middle = (chosen[:2].cpu() - torch.tensor([grid.x, grid.y])) / grid.side
+        corner = middle - share * torch.tensor([part.rows, part.columns])
+    # Cells of the maps begin with every second pillar, those of the coarsest level with every 8th.
+    row, column = (corner / 8).round().clamp(min=0).mul(8).minimum(free).long().tolist()
+    return row, column
