@@ -295,12 +295,14 @@ def numpy_pillars(run: Run, settings: Any, points: Array) -> Callable[[], Detect
 
     grid = pillars_of(settings)
     encoder = load_trained(run).encoder  # type: ignore[union-attr]
-    weight, bias = (
-        parameter.detach().numpy() for parameter in (encoder.linear.weight, encoder.linear.bias)
-    )
+    first, _, second = encoder.describe
+    weights = [
+        parameter.detach().numpy()
+        for parameter in (first.weight, first.bias, second.weight, second.bias)
+    ]
     bundle = read_bundle(run.bundle)
     candidate = bundle.candidate("onnx-split/fp32")
-    halves = halves_of(bundle.signature.windowed(), (1, len(weight), grid.rows, grid.columns))
+    halves = halves_of(bundle.signature.windowed(), (1, encoder.features, grid.rows, grid.columns))
     head = onnx.load(bundle.folder / candidate.file / "head" / onnx.FILE, halves["head"])
     low, high = np.array(settings.data.range[:3]), np.array(settings.data.range[3:])
 
@@ -322,9 +324,10 @@ def numpy_pillars(run: Run, settings: Any, points: Array) -> Callable[[], Detect
             ],
             axis=1,
         ).astype(np.float32)
-        features = np.maximum(told @ weight.T + bias, 0)
+        hidden = np.maximum(told @ weights[0].T + weights[1], 0)
+        features = np.maximum(hidden @ weights[2].T + weights[3], 0)
         starts = np.flatnonzero(np.concatenate([[True], index[1:] != index[:-1]]))
-        picture = np.zeros((grid.rows * grid.columns, len(weight)), dtype=np.float32)
+        picture = np.zeros((grid.rows * grid.columns, encoder.features), dtype=np.float32)
         picture[index[starts]] = np.maximum.reduceat(features, starts)
         maps = picture.reshape(1, grid.rows, grid.columns, -1).transpose(0, 3, 1, 2)
         return detect(settings, head({"pillars": np.ascontiguousarray(maps)}))

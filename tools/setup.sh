@@ -42,7 +42,7 @@ install_packages() {
 }
 
 python=$(find_python)
-wanted=(libgomp1 libusb-1.0-0 libgl1 libx11-6)
+wanted=(libgomp1 libusb-1.0-0 libegl1 libgl1 libx11-6)
 # Debian ships ensurepip apart from Python.
 "$python" -c 'import ensurepip' 2>/dev/null || wanted+=("python3-venv")
 read -r -a missing <<<"$(missing_packages "${wanted[@]}")"

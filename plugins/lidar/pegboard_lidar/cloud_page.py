@@ -15,7 +15,7 @@ import numpy as np
 from pegboard.records import Array
 from pegboard_lidar import boxes as shapes
 
-PLACE = "/*VIEWS*/[]"
+PLACE = "/*CLOUDS*/[]"
 """Of the template, what the clouds are written over."""
 
 PAGE = """<!doctype html>
@@ -36,7 +36,7 @@ _LIMIT = np.iinfo(np.int16).max
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class Cloud:
     """A scan to be turned."""
 
     key: str
@@ -53,25 +53,25 @@ class View:
     """What stands at them; nothing where it is shorter."""
 
 
-def snippet(views: Sequence[View]) -> str:
+def cloud_html(clouds: Sequence[Cloud]) -> str:
     """Return the HTML of a canvas with a list of clouds, at least one; it may stand in any page."""
-    told = json.dumps([_told(view) for view in views], separators=(",", ":"), allow_nan=False)
+    told = json.dumps([_told(cloud) for cloud in clouds], separators=(",", ":"), allow_nan=False)
     template = (files("pegboard_lidar") / "cloud.html").read_text(encoding="utf-8")
     # A name with "</script>" must not end the script.
     return template.strip().replace(PLACE, told.replace("<", "\\u003c"))
 
 
-def page(views: Sequence[View], title: str) -> str:
+def page(clouds: Sequence[Cloud], title: str) -> str:
     """Return a whole page of it."""
-    return PAGE.format(title=escape(title), snippet=snippet(views))
+    return PAGE.format(title=escape(title), snippet=cloud_html(clouds))
 
 
-def _told(view: View) -> Mapping[str, Any]:
+def _told(cloud: Cloud) -> Mapping[str, Any]:
     return {
-        "key": view.key,
-        "points": base64.b64encode(_centimetres(view.points).tobytes()).decode(),
-        "true": _boxes(view.true, view.true_names),
-        "found": _boxes(view.found, view.found_names),
+        "key": cloud.key,
+        "points": base64.b64encode(_centimetres(cloud.points).tobytes()).decode(),
+        "true": _boxes(cloud.true, cloud.true_names),
+        "found": _boxes(cloud.found, cloud.found_names),
     }
 
 

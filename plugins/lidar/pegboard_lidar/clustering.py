@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -78,7 +79,7 @@ def clusters(points: Array, steps: StepsSettings) -> Iterator[Array]:
     labels = np.asarray(found)
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], np.arange(labels.max() + 2))
-    for start, stop in zip(starts, starts[1:], strict=False):
+    for start, stop in pairwise(starts):
         if stop - start <= MOST_POINTS:
             yield points[order[start:stop]]
 
@@ -107,14 +108,21 @@ def fit_rectangle(points: Array) -> Array:
     middle_u, middle_v = (u.max() + u.min()) / 2, (v.max() + v.min()) / 2
     c, s = cos[best, 0], sin[best, 0]
     return np.array(
-        [c * middle_u - s * middle_v, s * middle_u + c * middle_v, np.ptp(u), np.ptp(v), ANGLES[best]]
+        [
+            c * middle_u - s * middle_v,
+            s * middle_u + c * middle_v,
+            np.ptp(u),
+            np.ptp(v),
+            ANGLES[best],
+        ]
     )
 
 
 def _from_sides(places: Array) -> Array:
     """How far places (A, n) are from the nearer end of their row."""
     high, low = places.max(axis=1, keepdims=True), places.min(axis=1, keepdims=True)
-    return np.minimum(high - places, places - low)
+    nearer: Array = np.minimum(high - places, places - low)
+    return nearer
 
 
 # --- Objects --------------------------------------------------------------------------------------

@@ -1,405 +1,423 @@
-"""Figures of the report: curves by class, by distance and by points, and the frames to look at."""
+"""Figures of the report: precision and recall, distance, and the frames to look at."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
-from pegboard.plotting import PALETTE, drawing, short
+from pegboard.plotting import PALETTE, Drawing, drawing, short
 from pegboard.records import Array, Evaluation, Figure, Rows, Thresholds
 from pegboard_lidar import average_precision as ap
-from pegboard_lidar import cloud_page, pictures
-from pegboard_lidar.geometry import bev_iou, distances
-from pegboard_lidar.metrics import (
-    FOUND_METRES,
-    MODERATE,
-    Criterion,
-    overlaps_of,
-    unpacked,
-)
+from pegboard_lidar import metrics, pictures
+from pegboard_lidar.cloud_page import Cloud, cloud_html
+from pegboard_lidar.frames import IGNORED
+from pegboard_lidar.geometry import distances
+from pegboard_lidar.metrics import FOUND_METRES, MODERATE, Criterion
 from pegboard_lidar.settings import LidarSettings
 
-LINES = ("-", "--", ":", "-.")
-"""The model's, then those of the baselines; the colour is the class's."""
-
-BANDS = (0.0, 15.0, 30.0, 45.0, 60.0)
-"""Metres from the scanner at which bands begin."""
-
-POINTS = (1, 5, 10, 20, 50, 100, 200)
-"""Points in a true box at which bars begin."""
-
-WORST = 4
-"""Frames with the most mistakes that are shown."""
+WORST = 6
+"""Frames with the most misses and false objects that are shown."""
 
 TYPICAL = 2
 """Frames about the median that can be turned beside them."""
 
-WIDE = "<style>#{name} {{ grid-column: 1 / -1; }}</style>"
-"""A row of the report's grid of its own: pictures need the width."""
+RING = 10.0
+"""Metres of distance that are counted together."""
 
-COLORS = "Blue boxes are true, orange ones found."
+LINES = ("-", "--", ":", "-.")
+"""Of the model and its baselines."""
+
+WIDE = "<style>#{name} {{ grid-column: 1 / -1; }}</style>"
+"""A row of the report's grid of its own: pictures and tables need the width."""
 
 
 def draw(settings: LidarSettings, evaluation: Evaluation) -> list[Figure]:
     """Draw model and baselines, then what the model made of single frames."""
+    names = settings.data.classes
+    pairs = [pair(names, evaluation.rows, evaluation.thresholds, i) for i in _frames(evaluation)]
+    order = np.argsort([-one.mistakes for one in pairs], kind="stable")
     figures = [
         precision_recall(settings, evaluation),
-        by_distance(settings, evaluation),
-        by_points(settings, evaluation),
-        *frames(settings, evaluation),
+        recall_by_distance(settings, evaluation),
+        difficulties(settings, evaluation),
+        errors(settings, evaluation, pairs),
     ]
+    if len(order):
+        figures += [
+            worst(settings, evaluation.rows, [pairs[place] for place in order[:WORST]]),
+            as_seen(settings, evaluation.rows, pairs[order[0]]),
+            turning(settings, evaluation.rows, [pairs[place] for place in _chosen(order)]),
+        ]
     return [figure for figure in figures if figure is not None]
 
 
-# --- Curves ---------------------------------------------------------------------------------------
+def _frames(evaluation: Evaluation) -> range:
+    return range(len(evaluation.rows["key"]))
 
 
-def precision_recall(settings: LidarSettings, evaluation: Evaluation) -> Figure | None:
-    """Precision by recall of each class from above; nothing where no object counts."""
-    drawn_any = False
-    with drawing() as drawn:
-        for one, style, place, name, color in _lines(settings, evaluation):
-            curve = _curve(one.rows, name)
-            if curve is None:
-                continue
-            drawn_any = True
-            recall, precision, scores = curve
-            label = _label(name, one, place)
-            drawn.axes.plot(recall, precision, color=color, linestyle=style, label=label)
-            above = scores >= one.thresholds.get(f"score_{name}", 0.0)
-            if above.any():
-                last = int(np.flatnonzero(above)[-1])
-                drawn.axes.plot(recall[last], precision[last], "o", color=color, markersize=6)
-        drawn.axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="recall", ylabel="precision")
-        drawn.axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-    overlaps = ", ".join(f"{overlaps_of(name)[0]:g} for {name}" for name in settings.data.classes)
-    return (
-        Figure(
-            name="precision_recall",
-            title="What is found, and how much of it is there",
-            caption="Up and to the right is better. An object of moderate difficulty is found where the "
-            f"boxes overlap enough from above ({overlaps}). The dot is the score that the validation "
-            "split chose; dashed lines are baselines.",
-            content=drawn.svg,
-        )
-        if drawn_any
-        else None
-    )
+def _chosen(order: Array) -> Array:
+    """The worst frames and those about the median, as far as they are not among the worst."""
+    rest = order[WORST:]
+    first = int(np.clip(len(order) // 2 - WORST, 0, max(0, len(rest) - TYPICAL)))
+    return np.concatenate([order[:WORST], rest[first : first + TYPICAL]])
 
 
-def _lines(
-    settings: LidarSettings, evaluation: Evaluation
-) -> Iterator[tuple[Evaluation, str, int, str, str]]:
-    """Yield model and baselines with their line, and every class with its place and colour."""
-    for number, one in enumerate((evaluation, *evaluation.baselines)):
-        for place, name in enumerate(settings.data.classes):
-            yield one, LINES[number % len(LINES)], place, name, PALETTE[place % len(PALETTE)]
-
-
-def _label(name: str, one: Evaluation, place: int) -> str:
-    """A dollar sign in a name is not the beginning of a formula."""
-    return f"{short(name)}, {one.name}".replace("$", r"\$")
-
-
-def _curve(rows: Rows, name: str) -> tuple[Array, Array, Array] | None:
-    """Return recall, precision and score from the surest detection on; None without objects."""
-    objects = float(rows[f"objects:{name}"][:, MODERATE].sum())
-    if not objects:
-        return None
-    criterion = Criterion(kind="bev", limit=overlaps_of(name)[0])
-    scores, matched = rows[f"scores:{name}"], rows[criterion.column(name)][:, :, MODERATE]
-    there = scores >= 0
-    thresholds = np.unique(scores[there].astype(np.float64))[::-1]
-    hits, false = ap.counts_at(scores[there].astype(np.float64), matched[there], thresholds)
-    told = hits + false > 0  # What is ignored before the first that counts says nothing.
-    hits, false = hits[told], false[told]
-    return hits / objects, hits / (hits + false), thresholds[told]
-
-
-# --- Bars -----------------------------------------------------------------------------------------
-
-
-def by_distance(settings: LidarSettings, evaluation: Evaluation) -> Figure | None:
-    """Average precision of each class in bands of the distance."""
-    ends = [*BANDS[1:], np.inf]
-    names = [f"{low:g}-{high:g}" for low, high in zip(BANDS, BANDS[1:], strict=False)]
-    svg = _draw_bands(
-        settings,
-        evaluation,
-        [*names, f"over {BANDS[-1]:g}"],
-        lambda rows, place, name: [
-            distance_ap(rows, place, overlaps_of(name)[0], low, high)
-            for low, high in zip(BANDS, ends, strict=True)
-        ],
-        xlabel="metres from the scanner",
-        ylabel="average precision (BEV)",
-    )
-    return svg and Figure(
-        name="by_distance",
-        title="How far it sees",
-        caption="Average precision (R40) of objects of moderate difficulty in a band of distances, "
-        "from above; what is found outside of the band does not count. A gap: there is no such "
-        "object.",
-        content=svg,
-    )
-
-
-def _draw_bands(
-    settings: LidarSettings,
-    evaluation: Evaluation,
-    bands: Sequence[str],
-    values: Callable[[Rows, int, str], Sequence[float]],
-    *,
-    xlabel: str,
-    ylabel: str,
-) -> str | None:
-    """Draw a value of every class in every band; nothing where none is defined."""
-    drawn_any = False
-    places = np.arange(len(bands))
-    with drawing() as drawn:
-        for one, style, place, name, color in _lines(settings, evaluation):
-            line = np.array(values(one.rows, place, name))
-            if not np.isfinite(line).any():
-                continue
-            drawn_any = True
-            label = _label(name, one, place)
-            drawn.axes.plot(places, line, "o", linestyle=style, color=color, label=label)
-        drawn.axes.set_xticks(places, bands)
-        drawn.axes.set(ylim=(0, 1.04), xlabel=xlabel, ylabel=ylabel)
-        drawn.axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-    return drawn.svg if drawn_any else None
-
-
-def distance_ap(rows: Rows, label: int, overlap: float, low: float, high: float) -> float:
-    """Return the average precision of a class from above in a band of distances; NaN without.
-
-    Args:
-        rows: Of an evaluation.
-        label: Place of the class.
-        overlap: That finding an object takes.
-        low: Metres at which the band begins.
-        high: Metres at which it ends.
-    """
-    scores, matched, objects = [], [], 0.0
-    for frame in _frames_of(rows):
-        ours, theirs = frame.labels == label, frame.true_labels == label
-        counts = ap.counted(frame.true_difficulty[theirs])
-        true, found = frame.true_boxes[theirs], frame.boxes[ours]
-        counts &= _is_between(true, low, high)[:, None]
-        ignore = np.repeat(~_is_between(found, low, high)[:, None], counts.shape[1], axis=1)
-        some = frame.scores[ours].astype(np.float64)
-        changes = ap.match_by_overlap(bev_iou(found, true), some, counts, overlap, ignore)
-        objects += float(counts[:, MODERATE].sum())
-        scores.append(some)
-        matched.append(changes[:, MODERATE])
-    if not objects:
-        return float("nan")
-    return ap.r40(
-        ap.precision_by_definition(np.concatenate(scores), np.concatenate(matched), objects)
-    )
-
-
-def _is_between(boxes: Array, low: float, high: float) -> Array:
-    distance = np.hypot(boxes[:, 0], boxes[:, 1])
-    between: Array = (distance >= low) & (distance < high)
-    return between
-
-
-def by_points(settings: LidarSettings, evaluation: Evaluation) -> Figure | None:
-    """Recall of each class by the points that an object has; nothing where rows do not tell."""
-    if "true_points" not in evaluation.rows:
-        return None
-    ends = [*POINTS[1:], np.iinfo(np.int64).max]
-    names = [f"{low}-{high - 1}" for low, high in zip(POINTS, POINTS[1:], strict=False)]
-    svg = _draw_bands(
-        settings,
-        evaluation,
-        [*names, f"{POINTS[-1]} on"],
-        lambda rows, place, name: [
-            _recall(rows, place, low, high) for low, high in zip(POINTS, ends, strict=True)
-        ],
-        xlabel="points in the true box",
-        ylabel="recall",
-    )
-    return svg and Figure(
-        name="by_points",
-        title="How few points it takes",
-        caption=f"Share of all objects with so many points that have one found within "
-        f"{FOUND_METRES:g} m, whatever its score.",
-        content=svg,
-    )
-
-
-def _recall(rows: Rows, label: int, low: int, high: int) -> float:
-    found, there = 0, 0
-    for frame in _frames_of(rows):
-        few = (frame.true_points >= low) & (frame.true_points < high)
-        true = frame.true_boxes[few & (frame.true_labels == label)]
-        apart = distances(frame.boxes[frame.labels == label], true)
-        found += int((apart < FOUND_METRES).any(axis=0).sum())
-        there += len(true)
-    return found / there if there else float("nan")
+# --- What belongs together in a frame -------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Frame:
-    """What a row tells, without its padding."""
+class Pairs:
+    """What is reported in a frame, and which true object each reported one is."""
 
-    boxes: Array
-    scores: Array
-    labels: Array
-    true_boxes: Array
-    true_labels: Array
-    true_difficulty: Array
-    true_points: Array
+    frame: int
+    """Its row."""
+    found: Array
+    """Rows (D,) of `boxes` that reach the chosen score of their class."""
+    partner: Array
+    """Rows (D,) of `true_boxes`, -1 where there is none within 1 m."""
+    wanted: Array
+    """Rows of `true_boxes` that are of moderate difficulty or easier."""
 
+    @property
+    def missed(self) -> Array:
+        """Rows of `true_boxes` that are wanted and not found."""
+        return np.setdiff1d(self.wanted, self.partner)
 
-def _frames_of(rows: Rows) -> Iterator[_Frame]:
-    for index in range(len(rows["key"])):
-        yield _frame_of(rows, index)
+    @property
+    def false(self) -> Array:
+        """Rows of `boxes` where nothing is."""
+        return self.found[self.partner < 0]
 
-
-def _frame_of(rows: Rows, index: int) -> _Frame:
-    found = rows["scores"][index] >= 0
-    true = np.isfinite(rows["true_boxes"][index, :, 0])
-    points = rows["true_points"][index] if "true_points" in rows else np.zeros(len(true), int)
-    return _Frame(
-        boxes=rows["boxes"][index][found],
-        scores=rows["scores"][index][found],
-        labels=rows["labels"][index][found],
-        true_boxes=rows["true_boxes"][index][true],
-        true_labels=rows["true_labels"][index][true],
-        true_difficulty=rows["true_difficulty"][index][true],
-        true_points=points[true],
-    )
+    @property
+    def mistakes(self) -> int:
+        """How many objects are missed or false."""
+        return len(self.missed) + len(self.false)
 
 
-# --- Frames ---------------------------------------------------------------------------------------
+def pair(names: Sequence[str], rows: Rows, thresholds: Thresholds, frame: int) -> Pairs:
+    """Pair what is reported in a frame with true objects: the surest takes the nearest first.
 
-
-def frames(settings: LidarSettings, evaluation: Evaluation) -> list[Figure]:
-    """The worst frames from above, as the scanner sees one, in space, and to be turned."""
-    rows = evaluation.rows
-    if not len(rows["key"]):
-        return []
-    missed, false = mistakes(settings, rows, evaluation.thresholds)
-    order = np.argsort(-(missed + false), kind="stable")
-    worst = order[:WORST].tolist()
-    middle = max(len(order) // 2, len(worst))
-    typical = order[middle : middle + TYPICAL].tolist()
-    shown = [_Shown(settings, evaluation, index) for index in worst]
-    words = [f"{missed[index]} missed, {false[index]} false" for index in worst]
-    return [
-        Figure(
-            name="worst_frames",
-            title="The frames with the most mistakes",
-            caption=f"From above, ahead is up. {COLORS} Counted as the chosen scores decide, within "
-            f"{FOUND_METRES:g} m, objects of moderate difficulty; the others are drawn too.",
-            content=_tiles("worst_frames", shown, words),
-        ),
-        Figure(
-            name="range_image",
-            title="As the scanner sees the first of them",
-            caption="Azimuth across, elevation down; bright is near, black is where nothing came "
-            "back.",
-            content=pictures.png_of(shown[0].range_image()),
-        ),
-        Figure(
-            name="in_space",
-            title="The same in space",
-            caption=f"From behind and above the scanner. {COLORS}",
-            content=pictures.png_of(shown[0].perspective()),
-        ),
-        _cloud(settings, evaluation, worst + typical),
-    ]
-
-
-def mistakes(settings: LidarSettings, rows: Rows, thresholds: Thresholds) -> tuple[Array, Array]:
-    """Return how many objects each frame misses, and how many it finds in vain, int64 (F,)."""
-    missed = np.zeros(len(rows["key"]), dtype=np.int64)
-    false = np.zeros_like(missed)
-    column = Criterion(kind="centre", limit=FOUND_METRES).column
-    for name in settings.data.classes:
-        reported = rows[f"scores:{name}"] >= max(thresholds.get(f"score_{name}", 0.0), 0.0)
-        matched = np.where(reported[..., None], rows[column(name)][:, :, MODERATE], 0)
-        missed += rows[f"objects:{name}"][:, MODERATE] - matched[..., ap.HIT].sum(axis=1)
-        false += matched[..., ap.FALSE].sum(axis=1)
-    return missed, false
-
-
-class _Shown:
-    """A frame with what was reported in it.
-
-    Args:
-        settings: Of the project.
-        evaluation: Of the model.
-        index: Its row.
+    A true object of no class that is looked for is a Van or its like: whoever finds it does no
+    harm. As in `metrics.decided`, an object within 1 m is found.
     """
-
-    def __init__(self, settings: LidarSettings, evaluation: Evaluation, index: int) -> None:
-        rows, names = evaluation.rows, settings.data.classes
-        self.settings, self.key = settings, str(rows["key"][index])
-        self.points = unpacked(rows["cloud"][index])
-        self.heat = rows["heat"][index] / 255.0 if "heat" in rows else None
-        frame = _frame_of(rows, index)
-        least = np.array([evaluation.thresholds.get(f"score_{name}", 0.0) for name in names])
-        reported = frame.scores >= least[frame.labels]
-        counts = frame.true_labels >= 0
-        self.found, self.true = frame.boxes[reported], frame.true_boxes[counts]
-        self.true_names = [names[label] for label in frame.true_labels[counts]]
-        self.found_names = [
-            f"{names[label]} {score:.2f}"
-            for label, score in zip(frame.labels[reported], frame.scores[reported], strict=True)
-        ]
-
-    def birds_eye(self) -> Array:
-        return pictures.birds_eye(self.settings, self.points, self.true, self.found, heat=self.heat)
-
-    def range_image(self) -> Array:
-        # The cloud was thinned; so coarse, its cells have about a point each.
-        return pictures.range_image(self.points, coarser=2.5)
-
-    def perspective(self) -> Array:
-        return pictures.perspective(self.settings, self.points, self.true, self.found)
-
-    def view(self) -> cloud_page.View:
-        return cloud_page.View(
-            key=self.key,
-            points=self.points,
-            true=self.true,
-            true_names=self.true_names,
-            found=self.found,
-            found_names=self.found_names,
-        )
+    chosen = np.array([thresholds.get(f"score_{name}", 0.0) for name in names])
+    labels, scores = rows["labels"][frame], rows["scores"][frame]
+    found = np.flatnonzero((labels >= 0) & (scores >= chosen[labels]))
+    found = found[np.argsort(-scores[found], kind="stable")]
+    true = np.flatnonzero(np.isfinite(rows["true_boxes"][frame]).all(axis=1))
+    true_labels = rows["true_labels"][frame][true]
+    away = distances(rows["boxes"][frame][found], rows["true_boxes"][frame][true])
+    is_like = (labels[found, None] == true_labels) | (true_labels == IGNORED)
+    away = np.where(is_like & (away < FOUND_METRES), away, np.inf)
+    partner = np.full(len(found), -1)
+    for place in range(len(found)):
+        nearest = int(np.argmin(away[place])) if len(true) else -1
+        if nearest >= 0 and np.isfinite(away[place, nearest]):
+            partner[place] = true[nearest]
+            away[:, nearest] = np.inf
+    difficulty = rows["true_difficulty"][frame][true]
+    is_wanted = (true_labels >= 0) & (difficulty >= 0) & (difficulty <= MODERATE)
+    return Pairs(frame=frame, found=found, partner=partner, wanted=true[is_wanted])
 
 
-def _tiles(name: str, shown: Sequence[_Shown], words: Sequence[str]) -> str:
-    tiles = "".join(_tile(one, said) for one, said in zip(shown, words, strict=True))
-    return (
-        WIDE.format(name=name) + '<div style="display: grid; gap: 1rem; margin: .5rem 0;'
-        f' grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr))">{tiles}</div>'
-    )
+# --- Numbers --------------------------------------------------------------------------------------
 
 
-def _tile(one: _Shown, said: str) -> str:
-    encoded = base64.b64encode(pictures.png_of(one.birds_eye())).decode()
-    return (
-        f'<div><img alt="frame {escape(one.key)} from above: {said}" '
-        f'src="data:image/png;base64,{encoded}">'
-        f'<div style="font-size: .85rem; overflow-wrap: anywhere">{said} '
-        f"<small>{escape(one.key)}</small></div></div>"
-    )
+def _every(evaluation: Evaluation) -> list[Evaluation]:
+    return [evaluation, *evaluation.baselines]
 
 
-def _cloud(settings: LidarSettings, evaluation: Evaluation, chosen: Sequence[int]) -> Figure:
-    views = [_Shown(settings, evaluation, index).view() for index in chosen]
+def precision_recall(settings: LidarSettings, evaluation: Evaluation) -> Figure | None:
+    """Precision by recall of every class; nothing where no class is there."""
+    recalls = np.linspace(0, 1, ap.SAMPLES)
+    is_there = False
+    with drawing(height=4.2) as drawn:
+        for place, name in enumerate(settings.data.classes):
+            criterion = Criterion(kind="bev", limit=metrics.overlaps_of(name)[0])
+            for number, one in enumerate(_every(evaluation)):
+                scores, matched, objects = metrics._matched(name, criterion, MODERATE, one.rows)
+                if not objects:
+                    continue
+                is_there = True
+                color = PALETTE[place % len(PALETTE)]
+                drawn.axes.plot(
+                    recalls,
+                    ap.precision_by_definition(scores, matched, objects),
+                    color=color,
+                    linestyle=LINES[number % len(LINES)],
+                    clip_on=False,
+                )
+                chosen = np.array([one.thresholds.get(f"score_{name}", 0.0)])
+                (hits,), (false,) = ap.counts_at(scores, matched, chosen)
+                if hits + false:
+                    drawn.axes.plot(
+                        hits / objects, hits / (hits + false), "o", color=color, clip_on=False
+                    )
+        drawn.axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+        _legend(drawn, settings.data.classes, _every(evaluation))
+    if not is_there:
+        return None
+    limits = ", ".join(f"{name} {metrics.overlaps_of(name)[0]:g}" for name in settings.data.classes)
     return Figure(
-        name="cloud",
+        name="precision_recall",
+        title="What is found, and what else is reported",
+        caption="Up and to the right is better; the area is KITTI's moderate average precision "
+        f"from above (overlaps: {limits}). A dot is the score from which on objects are reported.",
+        content=drawn.svg,
+    )
+
+
+def _legend(drawn: Drawing, classes: Sequence[str], every: Sequence[Evaluation]) -> None:
+    """Say what colours (classes) and dashes (model and baselines) mean, above the axes."""
+    for place, name in enumerate(classes):
+        # A dollar sign in a name is not the beginning of a formula.
+        label = short(name).replace("$", r"\$")
+        drawn.axes.plot([], [], color=PALETTE[place % len(PALETTE)], label=label)
+    if len(every) > 1:
+        for number, one in enumerate(every):
+            style, label = LINES[number % len(LINES)], short(one.name).replace("$", r"\$")
+            drawn.axes.plot([], [], color="#1d2630", linestyle=style, label=label)
+    drawn.axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=min(5, len(classes) + len(every))
+    )
+
+
+def recall_by_distance(settings: LidarSettings, evaluation: Evaluation) -> Figure | None:
+    """Recall of every class by distance from the scanner; nothing where no object counts."""
+    is_there = False
+    with drawing(height=4.2) as drawn:
+        for number, one in enumerate(_every(evaluation)):
+            there, found = _by_distance(settings.data.classes, one)
+            for place in range(len(settings.data.classes)):
+                rings = np.flatnonzero(there[place])
+                if not len(rings):
+                    continue
+                is_there = True
+                drawn.axes.plot(
+                    (rings + 0.5) * RING,
+                    found[place, rings] / there[place, rings],
+                    marker="o",
+                    markersize=4,
+                    color=PALETTE[place % len(PALETTE)],
+                    linestyle=LINES[number % len(LINES)],
+                    clip_on=False,
+                )
+        drawn.axes.set(xlim=(0, None), ylim=(0, 1.02))
+        drawn.axes.set(xlabel="distance from the scanner (m)", ylabel="objects found (share)")
+        _legend(drawn, settings.data.classes, _every(evaluation))
+    if not is_there:
+        return None
+    return Figure(
+        name="recall_by_distance",
+        title="How far it sees",
+        caption=f"Share of objects of moderate difficulty that are found within {FOUND_METRES:g} m,"
+        f" from the chosen score on; every dot is {RING:g} m of distance. Points grow few with the "
+        "square of the distance.",
+        content=drawn.svg,
+    )
+
+
+def _by_distance(classes: Sequence[str], one: Evaluation) -> tuple[Array, Array]:
+    """Count objects, and those found, by class and ring (K, R)."""
+    there: list[tuple[int, int, bool]] = []
+    for frame in _frames(one):
+        pairs = pair(classes, one.rows, one.thresholds, frame)
+        missed = set(pairs.missed.tolist())
+        for row in pairs.wanted.tolist():
+            metres = np.hypot(*one.rows["true_boxes"][frame, row, :2])
+            label = int(one.rows["true_labels"][frame, row])
+            there.append((label, int(metres // RING), row not in missed))
+    rings = max((ring for _, ring, _ in there), default=0) + 1
+    counts = np.zeros((2, len(classes), rings))
+    for label, ring, is_found in there:
+        counts[:, label, ring] += (1, is_found)
+    return counts[0], counts[1]
+
+
+def difficulties(settings: LidarSettings, evaluation: Evaluation) -> Figure | None:
+    """KITTI's table: average precision by difficulty; nothing where no object counts."""
+    every = _every(evaluation)
+    lines = []
+    for name in settings.data.classes:
+        for limit in metrics.overlaps_of(name):
+            for kind in metrics.OVERLAP_KINDS:
+                values = [
+                    metrics.kitti(name, kind, limit, one.rows, level=level)
+                    for one in every
+                    for level in range(len(ap.LEVELS))
+                ]
+                if np.isfinite(values).any():
+                    lines.append(
+                        _row([f"{name}, {kind.upper()} {limit:g}", *map(_percent, values)])
+                    )
+    if not lines:
+        return None
+    width = len(ap.LEVELS)
+    head = "<tr><th></th>" + "".join(
+        f'<th class="number" colspan="{width}">{escape(one.name)}</th>' for one in every
+    )
+    levels = _row(["overlap", *[level for _ in every for level in ap.LEVELS]], "th")
+    return Figure(
+        name="difficulties",
+        title="Average precision by difficulty",
+        caption="KITTI's average precision at 40 recalls, in percent, by the overlap that finding "
+        "an object takes: from above (BEV) or in space (3D). Easy objects are large in the picture "
+        "and fully visible; each level counts those before it too.",
+        content=WIDE.format(name="difficulties") + _table([f"{head}</tr>", levels, *lines]),
+    )
+
+
+def errors(
+    settings: LidarSettings, evaluation: Evaluation, pairs: Sequence[Pairs]
+) -> Figure | None:
+    """How exactly what is found is placed; nothing where nothing is."""
+    lines = []
+    for label, name in enumerate(settings.data.classes):
+        true, ours = _found_boxes(evaluation.rows, pairs, label)
+        if len(true):
+            turned = np.abs((ours[:, 6] - true[:, 6] + np.pi) % (2 * np.pi) - np.pi)
+            # Of what is headed backwards, how far its axis is off.
+            axis = np.minimum(turned, np.pi - turned)
+            values = [
+                f"{len(true):,}",
+                f"{np.median(np.hypot(*(ours - true)[:, :2].T)):.2f}",
+                f"{np.median(np.abs(ours - true)[:, 2]):.2f}",
+                *(f"{np.median(np.abs(ours - true)[:, side]):.2f}" for side in (3, 4, 5)),
+                f"{np.rad2deg(np.median(axis)):.1f}°",
+                f"{100 * np.mean(turned > np.pi / 2):.0f} %",
+            ]
+            lines.append(_row([name, *values]))
+    if not lines:
+        return None
+    head = ["", "found", "middle", "up", "length", "width", "height", "heading", "backwards"]
+    return Figure(
+        name="errors",
+        title="How exactly what is found is placed",
+        caption="Median errors, in metres, of the model's objects that are found within "
+        f"{FOUND_METRES:g} m: of the middle from above and upwards, and of the sides. Heading is "
+        "that of the box's axis; beside it, how many are headed backwards.",
+        content=WIDE.format(name="errors") + _table([_row(head, "th"), *lines]),
+    )
+
+
+def _found_boxes(rows: Rows, pairs: Sequence[Pairs], label: int) -> tuple[Array, Array]:
+    """True boxes of a class and those found for them, float64 (F, 7) both."""
+    true, ours = [np.zeros((0, 7))], [np.zeros((0, 7))]
+    for one in pairs:
+        is_hit = one.partner >= 0
+        found, partner = one.found[is_hit], one.partner[is_hit]
+        of_class = rows["true_labels"][one.frame][partner] == label
+        true.append(rows["true_boxes"][one.frame][partner[of_class]].astype(np.float64))
+        ours.append(rows["boxes"][one.frame][found[of_class]].astype(np.float64))
+    return np.concatenate(true), np.concatenate(ours)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}" if np.isfinite(value) else "-"
+
+
+def _row(cells: Sequence[str], tag: str = "td") -> str:
+    first, *rest = (escape(cell) for cell in cells)
+    numbers = "".join(f'<{tag} class="number">{cell}</{tag}>' for cell in rest)
+    return f"<tr><{tag}>{first}</{tag}>{numbers}</tr>"
+
+
+def _table(lines: Sequence[str]) -> str:
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+# --- Pictures -------------------------------------------------------------------------------------
+
+
+def worst(settings: LidarSettings, rows: Rows, pairs: Sequence[Pairs]) -> Figure:
+    """Frames from above."""
+    tiles = [_tile(settings, rows, one) for one in pairs]
+    return Figure(
+        name="frames",
+        title="The frames with the most mistakes",
+        caption="From above, ahead is up; a true object is blue, a found one orange, its score "
+        "beside it; a line leads from the front. Missed are objects of moderate difficulty without "
+        f"a found one within {FOUND_METRES:g} m; false ones have no object there.",
+        content=WIDE.format(name="frames")
+        + '<div style="display: grid; gap: 1rem; margin: .5rem 0;'
+        ' grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr))">'
+        + "".join(tiles)
+        + "</div>",
+    )
+
+
+def _tile(settings: LidarSettings, rows: Rows, one: Pairs) -> str:
+    scene = _scene(settings, rows, one)
+    picture = pictures.birds_eye(
+        settings, scene.points, scene.true, scene.found, found_names=_scores(rows, one)
+    )
+    return (
+        f"<div>{_image(picture, 'a frame from above')}"
+        '<div style="font-size: .85rem; overflow-wrap: anywhere">'
+        f"{len(one.missed)} missed, {len(one.false)} false, of {len(one.wanted)}<br>"
+        f"<small>{escape(scene.key)}</small></div></div>"
+    )
+
+
+def _scores(rows: Rows, one: Pairs) -> list[str]:
+    return [f"{score:.2f}" for score in rows["scores"][one.frame][one.found]]
+
+
+def _scene(settings: LidarSettings, rows: Rows, one: Pairs) -> Cloud:
+    """The points of a frame, what is true in it, and what is reported."""
+    names = settings.data.classes
+    true = np.flatnonzero(np.isfinite(rows["true_boxes"][one.frame]).all(axis=1))
+    labels = rows["true_labels"][one.frame][true]
+    found_names = [names[label] for label in rows["labels"][one.frame][one.found]]
+    return Cloud(
+        key=str(rows["key"][one.frame]),
+        points=metrics.unpacked(rows["cloud"][one.frame]),
+        true=rows["true_boxes"][one.frame][true],
+        true_names=[names[label] if label >= 0 else "" for label in labels],
+        found=rows["boxes"][one.frame][one.found],
+        found_names=[
+            f"{name} {score}" for name, score in zip(found_names, _scores(rows, one), strict=True)
+        ],
+    )
+
+
+def _image(picture: Array, what: str) -> str:
+    encoded = base64.b64encode(pictures.png_bytes(picture)).decode()
+    return (
+        f'<img alt="{what}" style="display: block; border-radius: .5rem" '
+        f'src="data:image/png;base64,{encoded}">'
+    )
+
+
+def as_seen(settings: LidarSettings, rows: Rows, one: Pairs) -> Figure:
+    """One frame as the scanner sees it, and in space."""
+    scene = _scene(settings, rows, one)
+    seen = _image(pictures.range_image(scene.points), "a range image")
+    space = _image(
+        pictures.perspective(settings, scene.points, scene.true, scene.found), "a scan in space"
+    )
+    return Figure(
+        name="as_seen",
+        title="The first of them as the scanner sees it",
+        caption="Above its range image: azimuth across, elevation down, near is bright, black is "
+        f"where nothing came back. Below the same from behind the scanner. {scene.key}, thinned to "
+        f"{len(scene.points):,} points.",
+        content=WIDE.format(name="as_seen")
+        + f'<div style="display: grid; gap: .5rem; margin: .5rem 0">{seen}{space}</div>',
+    )
+
+
+def turning(settings: LidarSettings, rows: Rows, pairs: Sequence[Pairs]) -> Figure:
+    """Clouds that can be turned."""
+    clouds = [_scene(settings, rows, one) for one in pairs]
+    return Figure(
+        name="turning",
         title="To be turned",
-        caption=f"The frames with the most mistakes, then typical ones. {COLORS}",
-        content=WIDE.format(name="cloud") + cloud_page.snippet(views),
+        caption="The frames with the most mistakes, then typical ones. Blue is true, orange is "
+        "found, with its score; points are coloured by height.",
+        content=WIDE.format(name="turning") + cloud_html(clouds),
     )

@@ -19,6 +19,9 @@ from pegboard_lidar.objectives import Objective
 from pegboard_lidar.settings import LidarSettings, Range
 from pegboard_lidar.windows import cut
 
+HIDDEN = 16
+"""Units between what is told of a point and its features."""
+
 # --- Pillars --------------------------------------------------------------------------------------
 
 
@@ -42,7 +45,9 @@ class PillarEncoder(nn.Module):
         super().__init__()
         self.grid, self.range = grid, range
         self.features, self.reflectance = features, reflectance
-        self.linear = nn.Linear(6 if reflectance else 5, features)
+        self.describe = nn.Sequential(
+            nn.Linear(6 if reflectance else 5, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, features)
+        )
 
     def forward(self, points: Tensor) -> Tensor:
         """float32 (B, N, 4) -> (B, C, X, Y); a point that is not finite counts for nothing."""
@@ -52,7 +57,7 @@ class PillarEncoder(nn.Module):
         if count > 1:
             scan = torch.arange(count, device=points.device).repeat_interleave(points.shape[1])
             index = index + (size + 1) * scan
-        found = self.linear(described).relu()  # (B * N, C)
+        found = self.describe(described).relu()  # (B * N, C)
         pillars: Tensor = PillarMaximum.apply(found, index, count * (size + 1))  # type: ignore[no-untyped-call]
         picture = pillars.reshape(count, size + 1, self.features)[:, :size]
         return picture.reshape(count, grid.rows, grid.columns, self.features).permute(0, 3, 1, 2)
@@ -148,8 +153,7 @@ class Pyramid(nn.Module):
         inputs = (features, *channels)
         self.levels = nn.ModuleList(
             nn.Sequential(
-                # Without overlap: half the work, and every pillar is seen just the same.
-                convolution(before, after, 2, stride=2),
+                convolution(before, after, 3, stride=2),
                 *(Block(after) for _ in range(count)),
             )
             for before, after, count in zip(inputs, channels, blocks, strict=False)
@@ -187,6 +191,8 @@ def middling(boxes: int) -> Tensor:
 class CentreHead(nn.Module):
     """What is in the middle of each cell: objects are points (Yin et al., CVPR 2021).
 
+    Beside heat and box it tells how well the box will fit (Jiang et al., IoU-Net, ECCV 2018).
+
     Args:
         channels: Of the picture.
         classes: K.
@@ -195,16 +201,17 @@ class CentreHead(nn.Module):
 
     def __init__(self, channels: int, classes: int, boxes: int) -> None:
         super().__init__()
-        self.shared = convolution(channels, channels, 3)
-        self.classes = classes
-        self.maps = nn.Conv2d(channels, classes + boxes, 1)
-        # Objects are rare: a head that began at one half would first have to unlearn them.
-        nn.init.constant_(self.maps.bias[:classes], -4.6)  # type: ignore[index]
+        self.parts = [classes, 1, boxes]
+        # Wider than what it sees: numbers of unlike kinds come out of it.
+        self.shared = convolution(channels, 2 * channels, 3)
+        begin = torch.cat([torch.full((classes,), RARE), torch.zeros(1), middling(boxes)])
+        self.maps = nn.Conv2d(2 * channels, len(begin), 1)
+        self.maps.bias = nn.Parameter(begin)
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> logits (B, K, H, W), boxes (B, 10 or 12, H, W)."""
-        maps = self.maps(self.shared(picture))
-        return maps[:, : self.classes], maps[:, self.classes :]
+    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, H, W) -> logits (B, K, H, W), overlap (B, 1, H, W), boxes (B, 10 or 12, H, W)."""
+        logits, overlap, boxes = self.maps(self.shared(picture)).split(self.parts, dim=1)
+        return logits, overlap, boxes
 
 
 # --- The model ------------------------------------------------------------------------------------
@@ -237,16 +244,18 @@ class PillarDetector(nn.Module):
 
     def maps(self, pillars: Tensor) -> dict[str, Tensor]:
         """(1, C, X, Y) -> `heat` and `boxes` of the one scan."""
-        logits, boxes = self.head(pillars)
-        return {"heat": logits[0].sigmoid(), "boxes": boxes[0]}
+        logits, overlap, boxes = self.head(pillars)
+        # An object that is surely there and poorly outlined ranks below one that is outlined well.
+        return {"heat": logits[0].sigmoid() * overlap[0].sigmoid(), "boxes": boxes[0]}
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """Compare the maps of parts of B scans with their objects."""
         pillars = self.encoder(batch.inputs["points"])
         parts, targets = cut(self.encoder.grid, self.window, pillars, batch.targets)
         # Three times as fast on a CPU.
-        logits, boxes = self.head(parts.contiguous(memory_format=torch.channels_last))
-        losses: Mapping[str, Tensor] = self.objective(logits.float(), boxes.float(), targets)
+        maps = self.head(parts.contiguous(memory_format=torch.channels_last))
+        logits, overlap, boxes = (one.float() for one in maps)
+        losses: Mapping[str, Tensor] = self.objective(logits, overlap, boxes, targets)
         return losses
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pegboard_lidar.decoding import AXIS, BOX_CHANNELS, HEADING, HEIGHT, OFFSET, SIZE, VELOCITY
 from pegboard_lidar.frames import IGNORED
+from pegboard_lidar.geometry import bev_iou_of_pairs
 from pegboard_lidar.grid import Grid
 
 REACH = 4
@@ -23,6 +24,8 @@ SHARE = 0.3
 """Heat from which on a cell tells the box too: not the middle alone, which learns faster."""
 
 BOX_WEIGHT = 2.0
+
+OVERLAP_WEIGHT = 2.0
 
 
 class Objective(nn.Module):
@@ -44,23 +47,26 @@ class Objective(nn.Module):
         self.register_buffer("around", around.reshape(-1, 2), persistent=False)  # (R, 2)
 
     def forward(
-        self, logits: Tensor, boxes: Tensor, targets: Mapping[str, Any]
+        self, logits: Tensor, overlap: Tensor, boxes: Tensor, targets: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        """Return `loss`, its parts `heat` and `box`.
+        """Return `loss`, its parts `heat`, `box` and `overlap`.
 
         Args:
             logits: (B, K, H, W).
+            overlap: Logits (B, 1, H, W) of how much the box in a cell and its object share.
             boxes: (B, 10 or 12, H, W).
             targets: `boxes` (B, M, 7), `labels` (B, M), `velocity` (B, M, 2).
         """
         drawn = self._drawn(targets["boxes"].float(), targets["labels"])
         heat, is_counted = self._heat(drawn, targets, logits.shape)
         heat_loss = penalty_reduced_focal(logits, heat, is_counted)
-        box_loss = self._box_loss(boxes, heat, drawn, targets)
+        told = self._told(heat, drawn, targets["labels"])
+        box_loss, overlap_loss = self._box_losses(boxes, overlap, told, drawn, targets)
         return {
-            "loss": heat_loss + BOX_WEIGHT * box_loss,
+            "loss": heat_loss + BOX_WEIGHT * box_loss + overlap_loss,
             "heat": heat_loss.detach(),
             "box": box_loss.detach(),
+            "overlap": overlap_loss.detach(),
         }
 
     def _drawn(self, boxes: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -111,28 +117,52 @@ class Objective(nn.Module):
             result[scan, 0] |= along & across
         return result
 
-    def _box_loss(
-        self,
-        boxes: Tensor,
-        heat: Tensor,
-        drawn: Mapping[str, Tensor],
-        targets: Mapping[str, Any],
-    ) -> Tensor:
-        """Return the mean absolute error of the boxes where objects are."""
-        index = self._index(drawn["cell"], targets["labels"])
+    def _told(
+        self, heat: Tensor, drawn: Mapping[str, Tensor], labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scan, object and neighbour (P,) of the P cells that tell a box."""
         # Of cells that several objects reach, the one whose heat it is tells.
         is_told = drawn["is_there"] & (drawn["heat"] >= SHARE)
-        is_told &= heat.reshape(-1)[index] <= drawn["heat"]
+        is_told &= heat.reshape(-1)[self._index(drawn["cell"], labels)] <= drawn["heat"]
         scan, place, near = torch.nonzero(is_told, as_tuple=True)
+        return scan, place, near
+
+    def _box_losses(
+        self,
+        boxes: Tensor,
+        overlap: Tensor,
+        told: tuple[Tensor, Tensor, Tensor],
+        drawn: Mapping[str, Tensor],
+        targets: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor]:
+        """Return how far boxes are off where objects are, and how little they share with them.
+
+        The shared area is the exact one, whose gradient torch takes: boxes learn what they are
+        measured by.
+        """
+        scan, place, near = told
         cell = drawn["cell"][scan, place, near]
-        told = boxes[scan, :, cell[:, 0], cell[:, 1]]  # (P, 10 or 12)
+        found = boxes[scan, :, cell[:, 0], cell[:, 1]]  # (P, 10 or 12)
         true = self._true(drawn["middle"][scan, place] - cell - 0.5, scan, place, targets)
         weight = drawn["heat"][scan, place, near]
-        error = (told[:, :BOX_CHANNELS] - true).abs() * _weights(true.device)
-        loss = (error.sum(dim=1) * weight).sum() / weight.sum().clamp(min=1.0)
+        weight = weight / weight.sum().clamp(min=1.0)
+        error = (found[:, :BOX_CHANNELS] - true).abs() * _weights(true.device)
+        loss = (error.sum(dim=1) * weight).sum()
         if boxes.shape[1] > BOX_CHANNELS:
-            loss = loss + _velocity_loss(told[:, VELOCITY], targets["velocity"][scan, place])
-        return loss
+            loss = loss + _velocity_loss(found[:, VELOCITY], targets["velocity"][scan, place])
+        shared = bev_iou_of_pairs(self._box_of(found), self._box_of(true)).float()
+        judged = F.binary_cross_entropy_with_logits(
+            overlap[scan, 0, cell[:, 0], cell[:, 1]], shared.detach(), reduction="none"
+        )
+        return loss, ((OVERLAP_WEIGHT * (1 - shared) + judged) * weight).sum()
+
+    def _box_of(self, told: Tensor) -> Tensor:
+        """Return the boxes (P, 7) of what cells say (P, 10), all as if in one cell."""
+        size = told[:, SIZE].clamp(-3, 4).exp()
+        axis = 0.5 * torch.atan2(told[:, AXIS][:, 1], told[:, AXIS][:, 0])
+        return torch.cat(
+            [told[:, OFFSET] * self.grid.side, told[:, HEIGHT, None], size, axis[:, None]], dim=1
+        )
 
     def _true(
         self, offset: Tensor, scan: Tensor, place: Tensor, targets: Mapping[str, Any]

@@ -36,6 +36,9 @@ KEPT = 10
 STAGES = ((2.0, 15), (0.6, 15))
 """Farthest points that are matched, in metres, and most iterations: first coarse, then fine."""
 
+DIGITS = 9
+"""Decimals of a pose that are kept."""
+
 KISS_VOXEL = 0.4
 """Metres of KISS-ICP's voxels; its own of 1 m lose generated drives."""
 
@@ -80,7 +83,8 @@ def odometry(scans: Iterable[Array], method: Method = "icp") -> Array:
 def _near(scan: Array) -> Array:
     points = finite(np.asarray(scan)[:, :3]).astype(np.float64)
     distance = np.linalg.norm(points, axis=1)
-    return points[(distance > NEAREST) & (distance < FARTHEST)]
+    near: Array = points[(distance > NEAREST) & (distance < FARTHEST)]
+    return near
 
 
 class _Registration(Protocol):
@@ -156,7 +160,16 @@ def _register(cloud: Any, target: Any, start: Array, distance: float, iterations
         registration.TransformationEstimationPointToPlane(kernel),
         registration.ICPConvergenceCriteria(max_iteration=iterations),
     )
-    return np.array(result.transformation)
+    return _rounded(np.array(result.transformation))
+
+
+def _rounded(pose: Array) -> Array:
+    """Drop what differs from run to run: Open3D's threads add up in another order every time."""
+    pose = np.round(pose, DIGITS)
+    # Made a rotation again: KISS-ICP ends the process where it is off by 1e-10.
+    left, _, right = np.linalg.svd(pose[:3, :3])
+    pose[:3, :3] = left @ right
+    return pose
 
 
 # --- KISS-ICP -------------------------------------------------------------------------------------
@@ -210,16 +223,28 @@ def read_poses(path: Path) -> Array:
         DataError: It is no such file.
     """
     try:
-        table = np.array(
-            [[float(word) for word in line.split()] for line in path.read_text().splitlines()]
-        ).reshape(-1, 3, 4)
+        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        table = np.array([[float(word) for word in line] for line in lines])
+        table = table.reshape(len(lines), 3, 4)
     except (OSError, ValueError) as error:
         raise DataError(
             f"the poses cannot be read: {error}", where=str(path), remedy="write 12 numbers a line"
         ) from error
     poses = np.tile(np.eye(4), (len(table), 1, 1))
     poses[:, :3] = table
+    wrong = [number for number, pose in enumerate(poses, 1) if not _is_pose(pose)]
+    if wrong:
+        raise DataError(
+            f"pose {wrong[0]} is no rotation with a shift",
+            where=str(path),
+            remedy="write the first three rows of each matrix, one after another",
+        )
     return poses
+
+
+def _is_pose(matrix: Array) -> bool:
+    turn = matrix[:3, :3]
+    return bool(np.isfinite(matrix).all() and np.abs(turn @ turn.T - np.eye(3)).max() < 0.01)
 
 
 # --- How well -------------------------------------------------------------------------------------
@@ -256,7 +281,7 @@ def drift(found: Array, true: Array) -> float:
         raise DataError(
             "the true poses do not move", where="the true poses", remedy="give those of a drive"
         )
-    lengths = [metres for metres in LENGTHS if metres <= way[-1]] or [float(way[-1])]
+    lengths: list[float] = [metres for metres in LENGTHS if metres <= way[-1]] or [float(way[-1])]
     errors = [
         error
         for metres in lengths
@@ -266,9 +291,7 @@ def drift(found: Array, true: Array) -> float:
     return float(np.mean(errors))
 
 
-def _error_after(
-    found: Array, true: Array, way: Array, start: int, metres: float
-) -> float | None:
+def _error_after(found: Array, true: Array, way: Array, start: int, metres: float) -> float | None:
     end = int(np.searchsorted(way, way[start] + metres - 1e-9))
     if end >= len(way):
         return None
@@ -293,4 +316,3 @@ def draw_trajectory(poses: Array, true: Array | None = None) -> str:
         drawn.axes.set(xlabel="ahead of the start (m)", ylabel="to its left (m)")
         drawn.axes.legend(loc="best")
     return drawn.svg
-

@@ -1,7 +1,8 @@
 """Pictures of a scan without a display: from above, as the scanner sees it, and in space.
 
-NumPy and Pillow alone. All pictures are uint8 (H, W, 3); `png_of` makes a file of them. True boxes
-are blue, found ones orange, which those tell apart, too, who confuse red and green.
+No library draws in space here: all is NumPy and Pillow, with Matplotlib's colours. Pictures are
+uint8 (H, W, 3); `png_bytes` makes a file of one. True boxes are blue, found ones orange, which
+those tell apart, too, who confuse red and green.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import minimum_filter
 
 from pegboard.records import Array
 from pegboard_lidar import boxes as shapes
@@ -22,6 +24,9 @@ TRUE, FOUND = (70, 190, 255), (255, 150, 0)
 
 FINER = 2
 """Everything is drawn so many times as large, and then made smaller: lines become smooth."""
+
+SPARSE = 10_000
+"""Points of a thinned scan, which are drawn twice as large."""
 
 RINGS = 20
 """Metres between the rings about the scanner."""
@@ -49,10 +54,10 @@ NEAR_PLANE = 0.5
 """Metres before the eye at which lines are cut."""
 
 
-def png_of(picture: Array) -> bytes:
+def png_bytes(picture: Array) -> bytes:
     """Return the file of a picture, uint8 (H, W, 3)."""
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG", optimize=True)
+    Image.fromarray(picture).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -65,6 +70,8 @@ def birds_eye(
     true: Array | None = None,
     found: Array | None = None,
     *,
+    true_names: Sequence[str] = (),
+    found_names: Sequence[str] = (),
     heat: Array | None = None,
     pixels: int = 640,
 ) -> Array:
@@ -75,22 +82,30 @@ def birds_eye(
         points: (N, >=3), points that are not finite among them.
         true: Boxes (M, 7).
         found: Boxes (D, 7).
-        heat: 0 to 1, (H, W) over the range, rows ahead and columns to the left as the model's maps
-            are; of several classes give the largest.
+        true_names: What stands to the left of true boxes; nothing where it is shorter.
+        found_names: What stands to the right of found ones; nothing where it is shorter.
+        heat: 0 to 1, (K, H, W) of K classes over the range, rows ahead and columns to the left as
+            the model's maps are; the largest is drawn.
         pixels: Of the longer side.
     """
     view = _FromAbove(settings, pixels * FINER)
     canvas = np.full((view.height, view.width, 3), BACKGROUND, dtype=np.uint8)
     if heat is not None:
-        _lay_heat(canvas, heat)
+        _lay_heat(canvas, np.asarray(heat).max(axis=0))
     points = _inside(settings, points)
-    _put(canvas, *view.places(points), _height_colors(points[:, 2]), size=FINER)
+    _put(canvas, *view.places(points), _height_colors(points[:, 2]), size=_dot(points))
     image = Image.fromarray(canvas)
     pen = ImageDraw.Draw(image)
     _draw_rings(pen, view)
-    for some, color in ((true, TRUE), (found, FOUND)):
-        for box in _boxes(some):
+    writer = _Names(pen, view)
+    for some, names, color, anchor in (
+        (true, true_names, TRUE, "rm"),
+        (found, found_names, FOUND, "lm"),
+    ):
+        for box, name in _boxes(some, names):
             _draw_footprint(pen, view, box, color)
+            if name:
+                writer.write(box, name, color, anchor)
     return _smaller(image)
 
 
@@ -115,6 +130,10 @@ def _inside(settings: LidarSettings, points: Array) -> Array:
     # A point with NaN is nowhere.
     kept = xyz[((xyz >= low) & (xyz < high)).all(axis=1)]
     return kept[np.argsort(kept[:, 2], kind="stable")]
+
+
+def _dot(points: Array) -> int:
+    return FINER * (2 if len(points) < SPARSE else 1)
 
 
 def _height_colors(heights: Array) -> Array:
@@ -164,10 +183,11 @@ def _draw_rings(pen: ImageDraw.ImageDraw, view: _FromAbove) -> None:
     pen.regular_polygon((x, y - 2 * FINER, 5 * FINER), 3, fill=TEXT)
 
 
-def _boxes(boxes: Array | None) -> Iterator[Array]:
-    for box in [] if boxes is None else boxes:
+def _boxes(boxes: Array | None, names: Sequence[str] = ()) -> Iterator[tuple[Array, str]]:
+    """Yield boxes that are finite, and their names."""
+    for place, box in enumerate([] if boxes is None else boxes):
         if np.isfinite(box).all():
-            yield box
+            yield box, names[place] if place < len(names) else ""
 
 
 def _draw_footprint(
@@ -183,6 +203,33 @@ def _draw_footprint(
     pen.line(list(zip(across, down, strict=True)), fill=color, width=2 * FINER)
 
 
+class _Names:
+    """Writes names beside boxes, none over another."""
+
+    def __init__(self, pen: ImageDraw.ImageDraw, view: _FromAbove) -> None:
+        self.pen, self.view = pen, view
+        self.font = ImageFont.load_default(11 * FINER)
+        self.taken: list[tuple[float, float, float, float]] = []
+
+    def write(self, box: Array, name: str, color: tuple[int, int, int], anchor: str) -> None:
+        """Write on a box's right where the name's left end is the anchor, else on its left."""
+        across, down = self.view.places(shapes.corners(box[None])[0, :4])
+        gap = 4 * FINER
+        x = float(across.max() + gap if anchor == "lm" else across.min() - gap)
+        y = float(down.mean())
+        place = self.pen.textbbox((x, y), name, font=self.font, anchor=anchor)
+        while any(_overlap(place, other) for other in self.taken):
+            y += FINER
+            place = self.pen.textbbox((x, y), name, font=self.font, anchor=anchor)
+        self.taken.append(place)
+        self.pen.text((x, y), name, fill=color, font=self.font, anchor=anchor)
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two (left, top, right, bottom) share an area."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
 def _smaller(image: Image.Image) -> Array:
     size = image.width // FINER, image.height // FINER
     return np.asarray(image.resize(size, Image.Resampling.BOX))
@@ -194,7 +241,7 @@ def _smaller(image: Image.Image) -> Array:
 def range_image(
     points: Array,
     *,
-    coarser: float = 1.0,
+    coarser: float | None = None,
     farthest: float = 60.0,
     size: tuple[int, int] = (1024, 256),
 ) -> Array:
@@ -202,8 +249,8 @@ def range_image(
 
     Args:
         points: (N, >=3), points that are not finite among them.
-        coarser: How many times as large as `CELL` the cells are along both sides; of a scan that
-            was thinned by n, the square root of n leaves no holes.
+        coarser: How many times as large as `CELL` the cells are along both sides; None: so large
+            that half of them hold a point, as a scan may have been thinned.
         farthest: Metres that are drawn darkest.
         size: Width and height in pixels.
     """
@@ -212,10 +259,15 @@ def range_image(
     distance = np.maximum(np.linalg.norm(xyz, axis=1), 1e-6)
     azimuth = np.rad2deg(np.arctan2(xyz[:, 1], xyz[:, 0]))
     elevation = np.rad2deg(np.arcsin(xyz[:, 2] / distance))
+    if coarser is None:
+        cells = _bins(azimuth, CELL[0])[1] * _bins(elevation, CELL[1])[1]
+        coarser = max(1.0, float(np.sqrt(cells / max(1, 2 * len(xyz)))))
     column, columns = _bins(-azimuth, CELL[0] * coarser)
     row, rows = _bins(-elevation, CELL[1] * coarser)
     nearest = np.full((rows, columns), np.inf)
     np.minimum.at(nearest, (row, column), distance)
+    # A gap of one cell is between beams, not between things.
+    nearest = np.where(np.isfinite(nearest), nearest, minimum_filter(nearest, 3, mode="nearest"))
     is_there = np.isfinite(nearest)
     near = 1 - np.clip(np.where(is_there, nearest, farthest) / farthest, 0, 1)
     colors = _colored(0.08 + 0.92 * near, "magma")
@@ -301,11 +353,11 @@ def perspective(
     # What is far fades.
     clear = np.clip(1.15 - seen[order, 2] / 110, 0.35, 1)[:, None]
     colors = (colors * clear + np.array(BACKGROUND) * (1 - clear)).astype(np.uint8)
-    _put(canvas, *eye.places(seen[order]), colors, size=FINER + 1)
+    _put(canvas, *eye.places(seen[order]), colors, size=_dot(inside) + 1)
     image = Image.fromarray(canvas)
     pen = ImageDraw.Draw(image)
     for some, color in ((true, TRUE), (found, FOUND)):
-        for box in _boxes(some):
+        for box, _ in _boxes(some):
             _draw_box(pen, eye, box, color)
     return _smaller(image)
 

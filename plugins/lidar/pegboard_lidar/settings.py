@@ -40,7 +40,7 @@ class LidarData(DataSettings):
         description="Objects that are looked for; labels of other names are not.",
     )
     range: Range = Field(
-        default=(0.0, -40.0, -3.0, 72.0, 40.0, 1.0),
+        default=(0.0, -40.96, -3.0, 71.68, 40.96, 1.0),
         description="Metres around the scanner that are looked at: smallest x (ahead), y (left), "
         "z (up), then the largest.",
     )
@@ -88,10 +88,10 @@ class StepsSettings(Table):
 class LidarModel(ModelSettings):
     """`[model]`: the grid, the network, and what counts as found."""
 
-    pillar: PositiveFloat = Field(default=0.25, description="Metres of a pillar's side.")
-    features: PositiveInt = Field(default=16, description="Features of a pillar.")
+    pillar: PositiveFloat = Field(default=0.32, description="Metres of a pillar's side.")
+    features: PositiveInt = Field(default=24, description="Features of a pillar.")
     channels: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
-        default=(24, 48, 96), description="Channels at 2, 4 and 8 times the pillar's side."
+        default=(32, 64, 96), description="Channels at 2, 4 and 8 times the pillar's side."
     )
     blocks: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
         default=(1, 1, 2), description="Residual blocks there."
@@ -142,7 +142,7 @@ class LidarTrain(TrainSettings):
     eval_batch_size: NonNegativeInt = Field(
         default=1, description="Scans per batch where nothing is learnt: they differ in length."
     )
-    lr: PositiveFloat = Field(default=3e-3, description="Peak learning rate.")
+    lr: PositiveFloat = Field(default=4e-3, description="Peak learning rate.")
     weight_decay: NonNegativeFloat = Field(default=1e-2, description="Decoupled weight decay.")
     clip_grad_norm: NonNegativeFloat = Field(default=10.0, description="Largest gradient norm.")
     augment: AugmentSettings = AugmentSettings()

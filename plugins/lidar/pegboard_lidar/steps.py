@@ -85,7 +85,8 @@ def voxel_down(points: Array, side: float) -> Array:
     if side <= 0 or not len(points):
         return points
     cells = np.floor(points[:, :3] / side).astype(np.int64)
-    return points[np.sort(_first_of_each(_keys(cells)))]
+    kept: Array = points[np.sort(_first_of_each(_keys(cells)))]
+    return kept
 
 
 def _keys(cells: Array) -> Array:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pegboard_lidar.grid import Grid, smaller
+from pegboard_lidar.grid import LEVELS, Grid, smaller
 
 
 def cut(
@@ -45,13 +45,16 @@ def cut(
 
 def _corner(grid: Grid, part: Grid, boxes: Tensor) -> tuple[int, int]:
     """Draw where a part begins, in pillars: about an object somewhere in it, or anywhere."""
-    free = torch.tensor([grid.rows - part.rows, grid.columns - part.columns])
+    # Cells of the maps begin with every second pillar, those of the coarsest level with every 8th.
+    step = 2**LEVELS
+    size = torch.tensor([part.rows, part.columns])
+    free = torch.tensor([grid.rows, grid.columns]) - size
     share = torch.rand(2)
     corner = share * (free + 1)
     if len(boxes):
         chosen = boxes[int(torch.randint(len(boxes), ()))]
         middle = (chosen[:2].cpu() - torch.tensor([grid.x, grid.y])) / grid.side
-        corner = middle - share * torch.tensor([part.rows, part.columns])
-    # Cells of the maps begin with every second pillar, those of the coarsest level with every 8th.
-    row, column = (corner / 8).round().clamp(min=0).mul(8).minimum(free).long().tolist()
+        # Half a step from the edge at least, or rounding would put the object outside.
+        corner = middle - step / 2 - share * (size - step)
+    row, column = (corner / step).round().mul(step).clamp(min=0).minimum(free).long().tolist()
     return row, column
