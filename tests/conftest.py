@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from chromium import Browser
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOY = REPOSITORY / "tests" / "toy"
+SUPPORT = REPOSITORY / "tests" / "support"
 
 # The toy is a distribution like any other, to this process and to those that tests start.
 sys.path.insert(0, str(TOY))
 os.environ["PYTHONPATH"] = os.pathsep.join(
     part for part in (str(TOY), os.environ.get("PYTHONPATH", "")) if part
 )
+sys.path.insert(0, str(SUPPORT))
 # Two cores: every process one thread, or a test's processes starve one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -154,3 +160,17 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder}; set PEGBOARD_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Start a real browser, or skip where there is none."""
+    from chromium import CHROMEDRIVER, CHROMIUM, Browser, chromedriver
+
+    for program in (CHROMIUM, CHROMEDRIVER):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    with chromedriver(tmp_path_factory.mktemp("driver")) as address:
+        browser = Browser(address, tmp_path_factory.mktemp("profile"))
+        yield browser
+        browser.close()

@@ -139,7 +139,7 @@ def precision_recall(settings: LidarSettings, evaluation: Evaluation) -> Figure 
         for place, name in enumerate(settings.data.classes):
             criterion = Criterion(kind="bev", limit=metrics.overlaps_of(name)[0])
             for number, one in enumerate(_every(evaluation)):
-                scores, matched, objects = metrics._matched(name, criterion, MODERATE, one.rows)
+                scores, matched, objects = metrics.matches_of(name, criterion, MODERATE, one.rows)
                 if not objects:
                     continue
                 is_there = True

@@ -354,7 +354,7 @@ def kitti(
 
     It is what the development kit says; of fewer objects than that has samples, by the definition.
     """
-    scores, matched, objects = _matched(name, Criterion(kind=kind, limit=limit), level, rows)
+    scores, matched, objects = matches_of(name, Criterion(kind=kind, limit=limit), level, rows)
     few = objects < ap.SAMPLES
     precision = ap.precision_by_definition if few else ap.precision_at_recalls
     return mean(precision(scores, matched, objects)) if objects else np.nan
@@ -367,7 +367,7 @@ def nuscenes(name: str, rows: Rows) -> float:
 
 def centre(name: str, metres: float, rows: Rows, *, level: int = ALL) -> float:
     """The average precision of nuScenes of a class at a distance; NaN where nothing counts."""
-    scores, matched, objects = _matched(name, Criterion(kind="centre", limit=metres), level, rows)
+    scores, matched, objects = matches_of(name, Criterion(kind="centre", limit=metres), level, rows)
     return ap.centre_average_precision(scores, matched, objects) if objects else np.nan
 
 
@@ -396,10 +396,12 @@ def choose_thresholds(settings: LidarSettings, rows: Rows) -> dict[str, float]:
 
 
 def _found(name: str, rows: Rows) -> tuple[Array, Array, float]:
-    return _matched(name, Criterion(kind="centre", limit=FOUND_METRES), MODERATE, rows)
+    return matches_of(name, Criterion(kind="centre", limit=FOUND_METRES), MODERATE, rows)
 
 
-def _matched(name: str, criterion: Criterion, level: int, rows: Rows) -> tuple[Array, Array, float]:
+def matches_of(
+    name: str, criterion: Criterion, level: int, rows: Rows
+) -> tuple[Array, Array, float]:
     """Scores (K,), matches (K, 3) and the number of objects of a class, of all frames."""
     scores = rows[f"scores:{name}"]
     there = scores >= 0

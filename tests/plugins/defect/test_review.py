@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import base64
 import http.client
 import io
 import json
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +19,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import typer
+from chromium import Browser
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -388,135 +385,43 @@ def test_a_port_that_is_taken_is_named_with_the_remedy() -> None:
 
 # --- In a browser ---------------------------------------------------------------------------------
 
-CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --window-size=1280,800"
-)
 ESCAPE, RIGHT, TAB, ENTER = "\ue00c", "\ue014", "\ue004", "\ue007"
 
 
-class Browser:
-    """Chromium, driven by WebDriver's JSON over HTTP.
-
-    Args:
-        driver: Where chromedriver listens.
-        profile: An empty folder for the browser's own files.
-    """
-
-    def __init__(self, driver: str, profile: Path) -> None:
-        options = {"binary": CHROMIUM, "args": [*FLAGS.split(), f"--user-data-dir={profile}"]}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        self._session = f"{driver}/session"
-        found = self._ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})
-        self._session += f"/{found['sessionId']}"
-
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(
-            self._session + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return json.load(response)["value"]
-
-    def open(self, url: str) -> None:
-        self._ask("POST", "/url", {"url": url})
-
-    def reload(self) -> None:
-        self._ask("POST", "/refresh", {})
-
-    def press(self, *keys: str) -> None:
-        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
-        self._ask("POST", "/actions", {"actions": [{"type": "key", "id": "k", "actions": actions}]})
-
-    def click(self, selector: str) -> None:
-        wanted = {"using": "css selector", "value": selector}
-        element = next(iter(self._ask("POST", "/element", wanted).values()))
-        self._ask("POST", f"/element/{element}/click", {})
-
-    def run(self, script: str) -> Any:
-        return self._ask("POST", "/execute/sync", {"script": f"return {script}", "args": []})
-
-    def command(self, name: str, **parameters: Any) -> None:
-        self._ask("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
-
-    def problems(self) -> list[str]:
-        """Return what the console was told since it was last asked."""
-        return [entry["message"] for entry in self._ask("POST", "/se/log", {"type": "browser"})]
-
-    def until(self, script: str, expected: Any = True) -> None:
-        """Wait until a script returns what is expected."""
-        end = time.monotonic() + 30
-        while (found := self.run(script)) != expected:
-            assert time.monotonic() < end, f"{script} is {found!r} and not {expected!r}"
-            time.sleep(0.02)
-
-    def shows(self, key: str) -> None:
-        """Wait until a part's picture is there to be judged."""
-        self.until("document.getElementById('key').textContent", key)
-        self.until("!document.getElementById('frame').classList.contains('waiting')")
-
-    def screenshot(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
-
-    def close(self) -> None:
-        self._ask("DELETE", "")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    for program in (CHROMIUM, CHROMEDRIVER):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("driver") / "log"
-    with log.open("wb") as stream:
-        driver = subprocess.Popen([CHROMEDRIVER, f"--port={port}"], stdout=stream, stderr=stream)
-    try:
-        end = time.monotonic() + 30
-        while b"successfully" not in log.read_bytes():
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.05)
-        browser = Browser(f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("profile"))
-        yield browser
-        browser.close()
-    finally:
-        driver.terminate()
-        driver.wait()
+def shows(browser: Browser, key: str) -> None:
+    """Wait until a part's picture is there to be judged."""
+    browser.until("document.getElementById('key').textContent", key)
+    browser.until("!document.getElementById('frame').classList.contains('waiting')")
 
 
 def test_parts_are_labelled_by_key_press(
     browser: Browser, page: Page, labels: Labels, tmp_path: Path
 ) -> None:
     browser.open(page.url)
-    browser.shows(KEYS[0])
+    shows(browser, KEYS[0])
     assert browser.run("document.getElementById('label').textContent") == "good"
     assert browser.run("document.getElementById('counts').textContent") == "1 of 3 · 0 labelled"
 
     browser.press("2")
-    browser.shows(KEYS[1])
+    shows(browser, KEYS[1])
     assert labels.read() == {KEYS[0]: "scratch"}
     said = browser.run("document.querySelector('[aria-live]').textContent")
     assert "scratch" in said and KEYS[0] in said
 
     browser.press("u")
-    browser.shows(KEYS[0])
+    shows(browser, KEYS[0])
     assert labels.read() == {}
     assert browser.run("document.getElementById('label').textContent") == "good"
 
     browser.press("3")
-    browser.shows(KEYS[1])
+    shows(browser, KEYS[1])
     browser.press(RIGHT)
-    browser.shows(KEYS[2])
+    shows(browser, KEYS[2])
     browser.reload()
-    browser.shows(KEYS[2])
+    shows(browser, KEYS[2])
     assert browser.run("document.getElementById('counts').textContent") == "3 of 3 · 1 labelled"
     browser.press("u")
-    browser.shows(KEYS[0])
+    shows(browser, KEYS[0])
     assert labels.read() == {}
 
     browser.press("s", " ", RIGHT)
@@ -528,17 +433,17 @@ def test_parts_are_labelled_by_key_press(
 def test_the_heat_map_is_switched_and_stays_so(browser: Browser, page: Page) -> None:
     visible = "document.getElementById('heat').checkVisibility()"
     browser.open(page.url)
-    browser.shows(KEYS[0])
+    shows(browser, KEYS[0])
     browser.until(f"{visible} && document.getElementById('heat').naturalWidth > 0")
     browser.press("h")
     browser.until(visible, False)
     browser.reload()
-    browser.shows(KEYS[0])
+    shows(browser, KEYS[0])
     assert browser.run(visible) is False
     browser.press("h")
     browser.until(visible)
     browser.press(RIGHT, RIGHT)
-    browser.shows(KEYS[2])
+    shows(browser, KEYS[2])
     browser.until(visible, False)  # It has none.
     assert browser.problems() == []
 
@@ -547,11 +452,11 @@ def test_the_mouse_and_the_focus_do_what_the_keys_do(
     browser: Browser, page: Page, labels: Labels
 ) -> None:
     browser.open(page.url)
-    browser.shows(KEYS[0])
+    shows(browser, KEYS[0])
     browser.click("button[value=pit]")
-    browser.shows(KEYS[1])
+    shows(browser, KEYS[1])
     browser.press(" ")  # The button that was clicked must not be pressed by it.
-    browser.shows(KEYS[2])
+    shows(browser, KEYS[2])
     assert labels.read() == {KEYS[0]: "pit"}
     browser.press("?")
     browser.until("document.getElementById('help').open")
@@ -575,7 +480,7 @@ def test_a_narrow_window_and_chinese_have_all_of_it(
     browser.command("Emulation.setUserAgentOverride", userAgent=agent, acceptLanguage="zh-CN")
     try:
         browser.open(page.url)
-        browser.shows(KEYS[0])
+        shows(browser, KEYS[0])
         assert browser.run("document.documentElement.lang") == "zh-CN"
         assert (
             browser.run("document.getElementById('ask').textContent")
@@ -585,7 +490,7 @@ def test_a_narrow_window_and_chinese_have_all_of_it(
         heights = "[...document.querySelectorAll('button')].filter(b => b.checkVisibility())"
         assert browser.run(f"{heights}.every(b => b.offsetHeight >= 44)")
         browser.click("button[value=scratch]")
-        browser.shows(KEYS[1])
+        shows(browser, KEYS[1])
         assert labels.read() == {KEYS[0]: "scratch"}
         texts = browser.run("Object.values(TEXTS).map(texts => Object.keys(texts).sort().join())")
         assert texts[0] == texts[1]
@@ -603,12 +508,12 @@ def test_what_cannot_be_written_is_shown_and_the_part_stays(
 
     page = server.serve(replace(queue, write=fail))
     browser.open(page.url)
-    browser.shows(KEYS[0])
+    shows(browser, KEYS[0])
     browser.press("1")
     browser.until("document.querySelector('[role=alert]').checkVisibility()")
     alert = browser.run("document.querySelector('[role=alert]').textContent")
     assert "no space left" in alert
-    browser.shows(KEYS[0])
+    shows(browser, KEYS[0])
     browser.problems()  # Chromium itself notes the status 500.
 
 

@@ -6,12 +6,7 @@ import base64
 import io
 import json
 import re
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from chromium import Browser
 from PIL import Image
 
 from pegboard.evaluation import join_rows
@@ -418,12 +414,6 @@ def test_the_report_takes_the_script_as_it_is() -> None:
 
 # --- In a browser ---------------------------------------------------------------------------------
 
-CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --window-size=1000,800"
-)
-
 COUNT = """(([canvas, red, green, blue]) => {
     const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     let count = 0;
@@ -434,100 +424,32 @@ COUNT = """(([canvas, red, green, blue]) => {
 })"""
 
 
-class Browser:
-    """Chromium, driven by WebDriver's JSON over HTTP."""
-
-    def __init__(self, driver: str, profile: Path) -> None:
-        options = {"binary": CHROMIUM, "args": [*FLAGS.split(), f"--user-data-dir={profile}"]}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        self._session = f"{driver}/session"
-        made = self._ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})
-        self._session += f"/{made['sessionId']}"
-
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(
-            self._session + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return json.load(response)["value"]
-
-    def open(self, file: Path) -> None:
-        self._ask("POST", "/url", {"url": file.as_uri()})
-
-    def run(self, script: str) -> Any:
-        return self._ask("POST", "/execute/sync", {"script": f"return {script}", "args": []})
-
-    def act(self, kind: str, *actions: dict[str, Any]) -> None:
-        self._ask(
-            "POST", "/actions", {"actions": [{"type": kind, "id": kind, "actions": [*actions]}]}
-        )
-
-    def command(self, name: str, **parameters: Any) -> None:
-        self._ask("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
-
-    def problems(self) -> list[str]:
-        messages = [entry["message"] for entry in self._ask("POST", "/se/log", {"type": "browser"})]
-        # Only the tests read pixels back.
-        return [message for message in messages if "willReadFrequently" not in message]
-
-    def shown(self, number: int = 0) -> str:
-        """Return what a canvas shows once all that waits for the next frame is drawn."""
-        self._ask(
-            "POST",
-            "/execute/async",
-            {
-                "script": "const done = arguments[0];"
-                "requestAnimationFrame(() => requestAnimationFrame(() => done()))",
-                "args": [],
-            },
-        )
-        return str(self.run(f"document.querySelectorAll('.cloud canvas')[{number}].toDataURL()"))
-
-    def pixels(self, color: tuple[int, int, int]) -> int:
-        """Count the pixels of a colour in the first canvas."""
-        self.shown()
-        return int(
-            self.run(f"{COUNT}([document.querySelector('.cloud canvas'), {list(color)}].flat())")
-        )
-
-    def drag(self, across: int, down: int) -> None:
-        self.act(
-            "pointer",
-            {"type": "pointerMove", "x": 400, "y": 300},
-            {"type": "pointerDown", "button": 0},
-            {"type": "pointerMove", "x": 400 + across, "y": 300 + down, "duration": 50},
-            {"type": "pointerUp", "button": 0},
-        )
-
-    def close(self) -> None:
-        self._ask("DELETE", "")
+def problems(browser: Browser) -> list[str]:
+    # Only the tests read pixels back.
+    return [message for message in browser.problems() if "willReadFrequently" not in message]
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    for program in (CHROMIUM, CHROMEDRIVER):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("driver") / "log"
-    with log.open("wb") as stream:
-        driver = subprocess.Popen([CHROMEDRIVER, f"--port={port}"], stdout=stream, stderr=stream)
-    try:
-        end = time.monotonic() + 30
-        while b"successfully" not in log.read_bytes():
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.05)
-        browser = Browser(f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("profile"))
-        yield browser
-        browser.close()
-    finally:
-        driver.terminate()
-        driver.wait()
+def shown(browser: Browser, number: int = 0) -> str:
+    """Return what a canvas shows once all that waits for the next frame is drawn."""
+    browser.wait_for_frame()
+    return str(browser.run(f"document.querySelectorAll('.cloud canvas')[{number}].toDataURL()"))
+
+
+def pixels(browser: Browser, color: tuple[int, int, int]) -> int:
+    """Count the pixels of a colour in the first canvas."""
+    browser.wait_for_frame()
+    asked = f"[document.querySelector('.cloud canvas'), {list(color)}].flat()"
+    return int(browser.run(f"{COUNT}({asked})"))
+
+
+def drag(browser: Browser, across: int, down: int) -> None:
+    browser.act(
+        "pointer",
+        {"type": "pointerMove", "x": 400, "y": 300},
+        {"type": "pointerDown", "button": 0},
+        {"type": "pointerMove", "x": 400 + across, "y": 300 + down, "duration": 50},
+        {"type": "pointerUp", "button": 0},
+    )
 
 
 @pytest.fixture
@@ -552,58 +474,58 @@ def page(tmp_path: Path) -> Path:
 
 
 def test_a_cloud_turns_when_it_is_dragged_and_only_that_one(browser: Browser, page: Path) -> None:
-    browser.open(page)
-    first, second = browser.shown(0), browser.shown(1)
+    browser.open(page.as_uri())
+    first, second = shown(browser, 0), shown(browser, 1)
     assert first != second
-    browser.drag(120, 0)
-    turned = browser.shown(0)
+    drag(browser, 120, 0)
+    turned = shown(browser, 0)
     assert turned != first
-    browser.drag(-120, 0)
-    assert browser.shown(0) == first  # And back.
-    browser.drag(0, 60)
-    assert browser.shown(0) not in (first, turned)
-    assert browser.shown(1) == second
+    drag(browser, -120, 0)
+    assert shown(browser, 0) == first  # And back.
+    drag(browser, 0, 60)
+    assert shown(browser, 0) not in (first, turned)
+    assert shown(browser, 1) == second
     assert browser.run("document.title") == NASTY
-    assert browser.problems() == []
+    assert problems(browser) == []
 
 
 def test_the_wheel_brings_it_nearer_and_keys_do_the_same(browser: Browser, page: Path) -> None:
-    browser.open(page)
-    first = browser.shown()
-    before = browser.pixels(pictures.TRUE)
+    browser.open(page.as_uri())
+    first = shown(browser)
+    before = pixels(browser, pictures.TRUE)
     wheel = {"type": "scroll", "x": 400, "y": 300, "deltaX": 0, "deltaY": -100}
     browser.act("wheel", wheel, wheel)
-    assert browser.pixels(pictures.TRUE) > before
+    assert pixels(browser, pictures.TRUE) > before
     assert browser.run("window.scrollY") == 0
     browser.run("document.querySelector('.cloud canvas').focus()")
     for key in ("\ue00c", "\ue012"):  # Escape, arrow to the left.
         browser.act("key", {"type": "keyDown", "value": key}, {"type": "keyUp", "value": key})
-        assert (browser.shown() == first) == (key == "\ue00c")
-    assert browser.problems() == []
+        assert (shown(browser) == first) == (key == "\ue00c")
+    assert problems(browser) == []
 
 
 def test_two_fingers_that_part_bring_it_nearer(browser: Browser, page: Path) -> None:
-    browser.open(page)
-    lines = browser.pixels(pictures.TRUE)
+    browser.open(page.as_uri())
+    lines = pixels(browser, pictures.TRUE)
     for kind, apart in (("touchStart", 40), ("touchMove", 120), ("touchEnd", None)):
         fingers = [] if apart is None else [(400 - apart, 300, 0), (400 + apart, 300, 1)]
         points = [{"x": x, "y": y, "id": number} for x, y, number in fingers]
         browser.command("Input.dispatchTouchEvent", type=kind, touchPoints=points)
-    assert browser.pixels(pictures.TRUE) > 1.3 * lines
-    assert browser.problems() == []
+    assert pixels(browser, pictures.TRUE) > 1.3 * lines
+    assert problems(browser) == []
 
 
 def test_boxes_are_lines_of_two_colours_that_can_be_hidden(browser: Browser, page: Path) -> None:
-    browser.open(page)
-    assert browser.pixels(pictures.TRUE) > 100 and browser.pixels(pictures.FOUND) > 100
+    browser.open(page.as_uri())
+    assert pixels(browser, pictures.TRUE) > 100 and pixels(browser, pictures.FOUND) > 100
     browser.run("document.querySelector('input[name=true]').click()")
-    assert browser.pixels(pictures.TRUE) == 0 and browser.pixels(pictures.FOUND) > 100
+    assert pixels(browser, pictures.TRUE) == 0 and pixels(browser, pictures.FOUND) > 100
     browser.run("document.querySelector('input[name=found]').click()")
-    assert browser.pixels(pictures.FOUND) == 0
+    assert pixels(browser, pictures.FOUND) == 0
 
 
 def test_another_frame_is_chosen_from_a_list(browser: Browser, page: Path) -> None:
-    browser.open(page)
+    browser.open(page.as_uri())
     options = "[...document.querySelectorAll('.cloud select')].map(s => [...s].map(o => o.text))"
     assert browser.run(options) == [["first", "second"], ["second"]]
     shown = "[...document.querySelectorAll('.cloud select')].map(s => s.checkVisibility())"
@@ -612,13 +534,13 @@ def test_another_frame_is_chosen_from_a_list(browser: Browser, page: Path) -> No
         "(select => { select.value = '1'; select.dispatchEvent(new Event('change', "
         "{bubbles: true})) })(document.querySelector('.cloud select'))"
     )
-    assert browser.pixels(pictures.TRUE) == 0 and browser.pixels(pictures.FOUND) > 100
+    assert pixels(browser, pictures.TRUE) == 0 and pixels(browser, pictures.FOUND) > 100
 
 
 def test_where_no_script_runs_the_page_says_so(browser: Browser, page: Path) -> None:
     browser.command("Emulation.setScriptExecutionDisabled", value=True)
     try:
-        browser.open(page)
+        browser.open(page.as_uri())
         assert "turns where scripts may run" in browser.run("document.body.innerText")
         visible = "[...document.querySelectorAll('form, canvas')].some(e => e.checkVisibility())"
         assert browser.run(visible) is False
@@ -630,8 +552,8 @@ def test_a_narrow_window_has_all_of_it(browser: Browser, page: Path) -> None:
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     browser.command("Emulation.setDeviceMetricsOverride", **phone)
     try:
-        browser.open(page)
-        browser.shown()
+        browser.open(page.as_uri())
+        shown(browser)
         assert browser.run("document.documentElement.scrollWidth") <= 390
         assert browser.run("document.querySelector('canvas').width") == 780
     finally:
