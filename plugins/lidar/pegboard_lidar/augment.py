@@ -81,19 +81,22 @@ def paste(scan: Scan, objects: Objects, counts: Sequence[int]) -> None:
         objects: Of the train split.
         counts: How many of each class are tried.
     """
-    standing = scan.boxes
-    for place in _chosen(objects, counts):
-        box = objects.boxes[place : place + 1]
-        if (bev_iou(_grown(box), standing) > 0).any():
-            continue
-        standing = np.concatenate([standing, box])
-        scan.pasted.append(int(objects.labels[place]))
-        # What was seen there is hidden now.
-        scan.points = scan.points[~points_in_boxes(scan.points, _grown(box))[0]]
-        scan.points = np.concatenate([scan.points, objects.points_of(place)])
-    added = len(standing) - len(scan.boxes)
-    scan.boxes = standing
-    scan.velocity = np.concatenate([scan.velocity, np.full((added, 2), np.nan, dtype=np.float32)])
+    chosen = _chosen(objects, counts)
+    boxes = objects.boxes[chosen]
+    is_free = ~(bev_iou(_grown(boxes), scan.boxes) > 0).any(axis=1)
+    meet = bev_iou(_grown(boxes), _grown(boxes)) > 0
+    added: list[int] = []
+    for place in np.flatnonzero(is_free).tolist():
+        if not meet[place, added].any():
+            added.append(place)
+    # What was seen there is hidden now.
+    is_hidden = points_in_boxes(scan.points, _grown(boxes[added])).any(axis=0)
+    pasted = [objects.points_of(chosen[place]) for place in added]
+    scan.points = np.concatenate([scan.points[~is_hidden], *pasted])
+    scan.boxes = np.concatenate([scan.boxes, boxes[added]])
+    scan.pasted += [int(objects.labels[chosen[place]]) for place in added]
+    unknown = np.full((len(added), 2), np.nan, dtype=np.float32)
+    scan.velocity = np.concatenate([scan.velocity, unknown])
 
 
 def _chosen(objects: Objects, counts: Sequence[int]) -> list[int]:
@@ -114,15 +117,15 @@ def _grown(boxes: Array) -> Array:
 
 def shift(scan: Scan, deviation: float) -> None:
     """Move every object along the ground on its own, where it meets no other."""
-    for place, rows in enumerate(points_in_boxes(scan.points, scan.boxes)):
-        by = np.random.normal(0, deviation, 2).astype(np.float32)
-        moved = scan.boxes[place : place + 1].copy()
-        moved[:, :2] += by
-        others = np.delete(scan.boxes, place, axis=0)
-        if (bev_iou(moved, others) > 0).any():
-            continue
-        scan.boxes[place, :2] += by
-        scan.points[rows, :2] += by
+    moved = scan.boxes.copy()
+    moved[:, :2] += np.random.normal(0, deviation, (len(moved), 2))
+    others = ~np.eye(len(moved), dtype=bool)
+    meets = (bev_iou(moved, moved) > 0) | (bev_iou(moved, scan.boxes) > 0)
+    for place in np.flatnonzero(~(meets & others).any(axis=1)):
+        by = moved[place, :2] - scan.boxes[place, :2]
+        inside = points_in_boxes(scan.points, scan.boxes[place : place + 1])[0]
+        scan.points[inside, :2] += by
+        scan.boxes[place] = moved[place]
 
 
 # --- The whole scan -------------------------------------------------------------------------------
