@@ -42,6 +42,8 @@ def signature(settings: LidarSettings) -> Signature:
                     (data.range[2], data.range[5]),
                     (0.0, 1.0),
                 ),
+                # Scanners write NaN where nothing came back; to the graph it is outside.
+                finite=False,
                 description=f"As the scanner sent them, within {reach:g} m: x ahead, y to the "
                 "left, z up.",
             ),

@@ -37,7 +37,9 @@ NOTHING = np.zeros((0, 3))
 
 
 def settings(**data: Any) -> LidarSettings:
-    return LidarSettings.model_validate({"data": data, "model": {"objects": 10}})
+    """72 m ahead and 40 m to either side, whatever is usual."""
+    data = {"range": (0.0, -40.0, -3.0, 72.0, 40.0, 1.0)} | data
+    return LidarSettings.model_validate({"data": data, "model": {"objects": 10, "pillar": 0.25}})
 
 
 def box(x: float, y: float = 0.0, yaw: float = 0.0, *, label: int = CAR) -> tuple[float, ...]:
@@ -62,7 +64,7 @@ def middle(mask: Array) -> tuple[float, float]:
 
 
 def test_ahead_is_up_left_is_left_and_a_metre_is_as_long_either_way() -> None:
-    one = settings()  # 72 m ahead, 40 m to either side.
+    one = settings()
     picture = pictures.birds_eye(one, NOTHING, boxes(box(36, 20, label=CAR)))
     assert picture.shape == (576, 640, 3) and picture.dtype == np.uint8
     row, column = middle(is_color(picture, pictures.TRUE))

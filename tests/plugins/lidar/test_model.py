@@ -85,7 +85,7 @@ def test_a_scan_of_nothing_is_as_one_without_points(detector: PillarDetector) ->
 def test_a_pillar_is_where_its_points_are(small: Small) -> None:
     settings = small()
     encoder = build(settings).encoder
-    torch.nn.init.ones_(encoder.linear.bias)
+    torch.nn.init.constant_(encoder.describe[-1].bias, 9.0)
     grid = pillars_of(settings)
     points = torch.tensor([[3.2, -6.1, -1.0, 0.0], [15.9, 7.9, 0.5, 0.0], [0.0, -8.0, -3.0, 0.0]])
     with torch.no_grad():
@@ -196,12 +196,40 @@ def test_inside_an_object_that_is_ignored_anything_may_be_said(small: Small) -> 
     objective: Objective = build(settings).objective
     batch = batch_of([CAR, [4.0, -4.0, -1.0, 4.0, 2.0, 1.5, 0.3]], [0, IGNORED], cloud(10))
     logits, boxes = torch.full((1, 3, 16, 16), -4.0), torch.zeros(1, 10, 16, 16)
-    quiet = objective(logits, boxes, batch.targets)["heat"]
+    overlap = torch.zeros(1, 1, 16, 16)
+    quiet = objective(logits, overlap, boxes, batch.targets)["heat"]
     within, beyond = logits.clone(), logits.clone()
     within[0, 0, 4, 4], beyond[0, 0, 12, 12] = 4.0, 4.0
     # Nothing is lost there, and nothing won.
-    assert objective(within, boxes, batch.targets)["heat"] <= quiet
-    assert objective(beyond, boxes, batch.targets)["heat"] > quiet + 1
+    assert objective(within, overlap, boxes, batch.targets)["heat"] <= quiet
+    assert objective(beyond, overlap, boxes, batch.targets)["heat"] > quiet + 1
+
+
+def test_boxes_learn_the_overlap_and_the_head_how_large_it_is(small: Small) -> None:
+    objective: Objective = build(small()).objective
+    batch = batch_of([CAR], [0], cloud(10))
+    logits, overlap = torch.full((1, 3, 16, 16), -4.0), torch.zeros(1, 1, 16, 16)
+    boxes = torch.zeros(1, 10, 16, 16, requires_grad=True)
+    off = objective(logits, overlap, boxes, batch.targets)
+    off["loss"].backward()
+    assert boxes.grad is not None and torch.isfinite(boxes.grad).all() and boxes.grad.any()
+    grid = objective.grid
+    true = torch.zeros(1, 10, 16, 16)
+    x, y, z, *size, yaw = CAR
+    rows = grid.x + (torch.arange(16) + 0.5) * grid.side
+    columns = grid.y + (torch.arange(16) + 0.5) * grid.side
+    true[0, 0] = ((x - rows) / grid.side)[:, None]
+    true[0, 1] = ((y - columns) / grid.side)[None, :]
+    angles = torch.tensor([yaw, 2 * yaw])
+    told = [torch.tensor([z]), torch.tensor(size).log()]
+    told += [torch.stack([angle.cos(), angle.sin()]) for angle in angles]
+    true[0, 2:] = torch.cat(told)[:, None, None]
+    there = objective(logits, overlap + 9, true, batch.targets)
+    # It covers the object whole, and the head is right to be sure of it.
+    assert there["box"] < 1e-4
+    assert there["overlap"] < 1e-2
+    assert objective(logits, overlap - 9, true, batch.targets)["overlap"] > 8
+    assert off["overlap"] > 1
 
 
 def test_velocity_is_taught_where_labels_say_it(small: Small) -> None:
