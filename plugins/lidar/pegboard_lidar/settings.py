@@ -137,7 +137,7 @@ class LidarTrain(TrainSettings):
         "learns from; large ones take all of it.",
     )
 
-    epochs: PositiveInt = Field(default=16, description="Passes over the train split.")
+    epochs: PositiveInt = Field(default=19, description="Passes over the train split.")
     batch_size: PositiveInt = Field(default=2, description="Scans per optimiser step.")
     eval_batch_size: NonNegativeInt = Field(
         default=1, description="Scans per batch where nothing is learnt: they differ in length."

@@ -17,10 +17,6 @@ from torch import Tensor
 from pegboard_lidar.grid import LEVELS, Grid, smaller
 
 
-ABOUT_OBJECTS = 0.8
-"""Share of the parts that lie about an object; the others show what is none."""
-
-
 def cut(
     grid: Grid, size: tuple[float, float], pillars: Tensor, targets: Mapping[str, Any]
 ) -> tuple[Tensor, dict[str, Any]]:
@@ -55,7 +51,7 @@ def _corner(grid: Grid, part: Grid, boxes: Tensor) -> tuple[int, int]:
     free = torch.tensor([grid.rows, grid.columns]) - size
     share = torch.rand(2)
     corner = share * (free + 1)
-    if len(boxes) and float(torch.rand(())) < ABOUT_OBJECTS:
+    if len(boxes):
         chosen = boxes[int(torch.randint(len(boxes), ()))]
         middle = (chosen[:2].cpu() - torch.tensor([grid.x, grid.y])) / grid.side
         # Half a step from the edge at least, or rounding would put the object outside.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pegboard_lidar import windows
 from pegboard_lidar.grid import Grid, smaller
 from pegboard_lidar.windows import cut
 
@@ -23,11 +22,6 @@ def pillars_with(boxes: list[tuple[float, float]]) -> torch.Tensor:
     for x, y in boxes:
         pillars[0, 0, int((x - GRID.x) / GRID.side), int((y - GRID.y) / GRID.side)] = 1
     return pillars
-
-
-@pytest.fixture(autouse=True)
-def _about_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "ABOUT_OBJECTS", 1.0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -62,14 +56,3 @@ def test_a_scan_without_objects_and_a_window_larger_than_the_range_are_taken_as_
     assert torch.equal(part, pillars)
     assert torch.equal(targets["boxes"], empty["boxes"])
     assert smaller(GRID, (100.0, 100.0)) == GRID
-
-
-def test_some_parts_lie_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "ABOUT_OBJECTS", 0.0)
-    torch.manual_seed(0)
-    place = (2.0, -14.0)
-    sums = [
-        float(cut(GRID, (8.0, 8.0), pillars_with([place]), scan([place], [0]))[0].sum())
-        for _ in range(30)
-    ]
-    assert sum(sums) < 10
