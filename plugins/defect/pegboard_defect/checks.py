@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pegboard.errors import DataError
+from pegboard.findings import counted, first_few
 from pegboard.records import Finding, Split
 from pegboard_defect.duplicates import Fingerprint, Pair, compare, fingerprint
 from pegboard_defect.images import read_image, region_of, to_array
@@ -27,8 +28,6 @@ from pegboard_defect.splits import unlabelled
 Task = Literal["classify", "segment", "anomaly"]
 Splits = Mapping[Split, Sequence[Part]]
 
-NAMED = 3
-"""Places that a finding names; of the others it says how many there are."""
 
 STRETCH = 1.25
 """Factor from which on a picture's shape differs much from that of `data.size`."""
@@ -133,19 +132,8 @@ def _kind_of(image: Image.Image) -> str:
 # --- Words ----------------------------------------------------------------------------------------
 
 
-def _some(places: Iterable[str]) -> str:
-    """Return the first few places and how many more there are."""
-    named = list(places)
-    more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
-    return ", ".join(named[:NAMED]) + more
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _keys(looks: Iterable[_Look]) -> str:
-    return _some(look.part.key for look in looks)
+    return first_few(look.part.key for look in looks)
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -164,7 +152,7 @@ def _check_files(looks: Sequence[_Look]) -> Iterator[Finding]:
     if broken:
         yield Finding(
             level="error",
-            what=f"{_count(len(broken), 'picture')} cannot be read",
+            what=f"{counted(len(broken), 'picture')} cannot be read",
             where=_keys(broken),
             remedy="replace them, or take them out of the data",
         )
@@ -172,7 +160,7 @@ def _check_files(looks: Sequence[_Look]) -> Iterator[Finding]:
     if masks:
         yield Finding(
             level="error",
-            what=f"{_count(len(masks), 'mask')} cannot be read",
+            what=f"{counted(len(masks), 'mask')} cannot be read",
             where=_keys(masks),
             remedy="replace them, or take them out of the data",
         )
@@ -183,7 +171,7 @@ def _check_masks(looks: Sequence[_Look], data: DefectData) -> Iterator[Finding]:
     if other:
         yield Finding(
             level="error",
-            what=f"{_count(len(other), 'mask')} of another size than the picture",
+            what=f"{counted(len(other), 'mask')} of another size than the picture",
             where=_keys(other),
             remedy="give each mask or outline in the pixels of its picture",
         )
@@ -198,7 +186,7 @@ def _check_masks(looks: Sequence[_Look], data: DefectData) -> Iterator[Finding]:
     if contrary:
         yield Finding(
             level="warning",
-            what=f"{_count(len(contrary), 'mask')} contrary to the label: a good part's is not "
+            what=f"{counted(len(contrary), 'mask')} contrary to the label: a good part's is not "
             "black, or a defective part's is",
             where=_keys(contrary),
             remedy="mend the mask or the label",
@@ -226,7 +214,7 @@ def _check_labels(
     if not counts:
         yield Finding(
             level="error",
-            what=f"none of {_count(len(parts), 'picture')} has a label",
+            what=f"none of {counted(len(parts), 'picture')} has a label",
             where=str(path),
             remedy="give labels, or label some with 'pegboard review'",
         )
@@ -257,9 +245,9 @@ def _check_classes(
         line = json.dumps(_suggest_classes(data, counts), ensure_ascii=False)
         yield Finding(
             level="error",
-            what=f"{_count(len(strange), 'picture')} of classes that are not in data.classes: "
-            + _some(f"'{name}'" for name in unknown),
-            where=_some(strange),
+            what=f"{counted(len(strange), 'picture')} of classes that are not in data.classes: "
+            + first_few(f"'{name}'" for name in unknown),
+            where=first_few(strange),
             remedy=f"write under [data], the good one first: classes = {line}; or set merge = true "
             f"to count them as '{data.classes[-1]}'",
         )
@@ -280,7 +268,7 @@ def _check_good(data: DefectData, path: Path, counts: Mapping[str, int]) -> Iter
         yield Finding(
             level="error",
             what=f"there is no good part: no picture of the class '{data.classes[0]}'",
-            where=f"{path}, which has {_some(sorted(counts))}",
+            where=f"{path}, which has {first_few(sorted(counts))}",
             remedy="add good parts, or name their class first in data.classes",
         )
 
@@ -296,8 +284,8 @@ def _check_probabilities(data: DefectData, parts: Sequence[Part]) -> Iterator[Fi
     if contrary:
         yield Finding(
             level="error",
-            what=f"{_count(len(contrary), 'label')} contrary to the probability",
-            where=_some(contrary),
+            what=f"{counted(len(contrary), 'label')} contrary to the probability",
+            where=first_few(contrary),
             remedy="mend the label or the probability; from 0.5 on a part is defective",
         )
 
@@ -372,9 +360,9 @@ def _check_tiles(data: DefectData, splits: Splits, task: Task) -> Iterator[Findi
     if bare:
         yield Finding(
             level="warning",
-            what=f"{_count(len(bare), 'defective picture')} without a mask to cut tiles from: "
+            what=f"{counted(len(bare), 'defective picture')} without a mask to cut tiles from: "
             "a tile without the defect counts as defective",
-            where=_some(part.key for part in bare),
+            where=first_few(part.key for part in bare),
             remedy="draw masks, or set data.tile = 0",
         )
 
@@ -391,16 +379,16 @@ def _check_parts(data: DefectData, parts: Sequence[Part]) -> Iterator[Finding]:
     if apart:
         yield Finding(
             level="warning",
-            what=f"the given splits separate the pictures of {_count(len(apart), 'part')}",
-            where=_some(apart),
+            what=f"the given splits separate the pictures of {counted(len(apart), 'part')}",
+            where=first_few(apart),
             remedy="keep all pictures of a part in one split; else the test flatters the model",
         )
     nameless = [part.key for part in parts if not part.part]
     if data.part_pattern and nameless:
         yield Finding(
             level="warning",
-            what=f"data.part_pattern finds no part for {_count(len(nameless), 'picture')}",
-            where=_some(nameless),
+            what=f"data.part_pattern finds no part for {counted(len(nameless), 'picture')}",
+            where=first_few(nameless),
             remedy="mend the pattern; each of these counts as a part of its own",
         )
 
@@ -423,8 +411,8 @@ def _check_duplicates(looks: Sequence[_Look], splits: Splits, near: float) -> It
         if across:
             yield Finding(
                 level="warning",
-                what=f"{_count(len(across), 'pair')} of {words} in different splits",
-                where=_some(across),
+                what=f"{counted(len(across), 'pair')} of {words} in different splits",
+                where=first_few(across),
                 remedy="keep one of each, or give both the same part: the test flatters the model",
             )
 
@@ -443,9 +431,9 @@ def _check_contradictions(
     if contrary:
         yield Finding(
             level="error",
-            what=f"{_count(len(contrary), 'picture')} more than once in the data, with different "
+            what=f"{counted(len(contrary), 'picture')} more than once in the data, with different "
             "labels",
-            where=_some(contrary),
+            where=first_few(contrary),
             remedy="keep one of each, with the right label",
         )
 
@@ -472,7 +460,7 @@ def _check_pictures(looks: Sequence[_Look], data: DefectData) -> Iterator[Findin
     if stretched:
         yield Finding(
             level="warning",
-            what=f"{_count(len(stretched), 'picture')} of another shape than data.size "
+            what=f"{counted(len(stretched), 'picture')} of another shape than data.size "
             f"({_size((width, height))}), such as {_size(stretched[0].size)}",
             where=_keys(stretched),
             remedy="set data.size (height, width) to the shape of the pictures; they get squeezed",
@@ -481,7 +469,7 @@ def _check_pictures(looks: Sequence[_Look], data: DefectData) -> Iterator[Findin
     if small:
         yield Finding(
             level="warning",
-            what=f"{_count(len(small), 'picture')} smaller than data.size "
+            what=f"{counted(len(small), 'picture')} smaller than data.size "
             f"({_size((width, height))}), such as {_size(small[0].size)}",
             where=_keys(small),
             remedy="lower data.size: what is enlarged costs time and shows nothing more",
@@ -507,7 +495,7 @@ def _note_counts(
         counts = Counter(part.label for part in some)
         names = dict.fromkeys([*data.classes, *sorted(str(name) for name in counts)])
         yield _note(
-            _count(len(some), "picture")
+            counted(len(some), "picture")
             + ": "
             + ", ".join(f"{name} {counts[name]:,}" for name in names),
             f"{split} split",
@@ -515,8 +503,8 @@ def _note_counts(
     unknown = unlabelled(parts)
     if unknown:
         yield _note(
-            f"{_count(len(unknown), 'picture')} without a label",
-            _some(part.key for part in unknown),
+            f"{counted(len(unknown), 'picture')} without a label",
+            first_few(part.key for part in unknown),
             remedy="they are left out; 'pegboard review' takes labels",
         )
     sizes = Counter(look.size for look in looks if not look.unreadable)
@@ -528,10 +516,10 @@ def _describe_sizes(sizes: Mapping[tuple[int, int], int]) -> str:
     total = sum(sizes.values())
     commonest = max(sizes, key=lambda size: sizes[size])
     if len(sizes) == 1:
-        return f"{_count(total, 'picture')} of {_size(commonest)}"
+        return f"{counted(total, 'picture')} of {_size(commonest)}"
     smallest, largest = min(sizes, key=_pixels), max(sizes, key=_pixels)
     return (
-        f"{_count(total, 'picture')} of {len(sizes):,} sizes from {_size(smallest)} to "
+        f"{counted(total, 'picture')} of {len(sizes):,} sizes from {_size(smallest)} to "
         f"{_size(largest)}, most often {_size(commonest)}"
     )
 

@@ -11,11 +11,13 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from pegboard.errors import DataError
+from pegboard.findings import copies_across, counted, first_few, separated
 from pegboard.records import Array, Finding, Split
 from pegboard_lidar import boxes as geometry
 from pegboard_lidar import kitti, layouts
@@ -243,16 +245,7 @@ def _better_turn(points: Array, boxes: Array, total: int) -> str:
 # --- Words ----------------------------------------------------------------------------------------
 
 
-def _some(places: Iterable[str]) -> str:
-    """Return the first few places and how many more there are."""
-    named = list(places)
-    more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
-    return ", ".join(named[:NAMED]) + more
-
-
-def _count(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("x") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
+_some = partial(first_few, most=NAMED)
 
 
 def _keys(looks: Iterable[_Look]) -> str:
@@ -274,7 +267,7 @@ def _check_scans(looks: Sequence[_Look], data: LidarData) -> Iterator[Finding]:
         others = "; others are alike" if len(broken) > 1 else ""
         yield Finding(
             level="error",
-            what=f"{_count(len(some), 'scan')} cannot be used: {broken[0][0]}{others}",
+            what=f"{counted(len(some), 'scan')} cannot be used: {broken[0][0]}{others}",
             where=_keys(some),
             remedy="replace them, or take them out of the data",
         )
@@ -283,7 +276,7 @@ def _check_scans(looks: Sequence[_Look], data: LidarData) -> Iterator[Finding]:
     if empty:
         yield Finding(
             level="error",
-            what=f"{_count(len(empty), 'scan')} empty: there is no point in it",
+            what=f"{counted(len(empty), 'scan')} empty: there is no point in it",
             where=_keys(empty),
             remedy="replace them, or take them out of the data",
         )
@@ -292,7 +285,7 @@ def _check_scans(looks: Sequence[_Look], data: LidarData) -> Iterator[Finding]:
         count = sum(look.broken for look in nan)
         yield Finding(
             level="warning",
-            what=f"{_count(count, 'point')} not finite (NaN) in {_count(len(nan), 'scan')}",
+            what=f"{counted(count, 'point')} not finite (NaN) in {counted(len(nan), 'scan')}",
             where=_some(f"{look.frame.key} ({look.broken:,})" for look in nan),
             remedy="none is needed where the scanner marks missing returns so: they are left out",
         )
@@ -300,7 +293,7 @@ def _check_scans(looks: Sequence[_Look], data: LidarData) -> Iterator[Finding]:
     if outside:
         yield Finding(
             level="error" if len(outside) == len(sound) else "warning",
-            what=f"{_count(len(outside), 'scan')} without a point in data.range",
+            what=f"{counted(len(outside), 'scan')} without a point in data.range",
             where=_keys(outside),
             remedy=f"mend data.range, which is {list(data.range)} in metres, or replace them",
         )
@@ -330,7 +323,7 @@ def _check_label_files(looks: Sequence[_Look]) -> Iterator[Finding]:
     if bare:
         yield Finding(
             level="error" if len(bare) == len(looks) else "note",
-            what=f"{_count(len(bare), 'scan')} without labels"
+            what=f"{counted(len(bare), 'scan')} without labels"
             + ("" if len(bare) == len(looks) else ": not used"),
             where=_keys(bare),
             remedy="label them, or leave them out",
@@ -360,7 +353,7 @@ def _check_boxes(looks: Sequence[_Look], data: LidarData) -> Iterator[Finding]:
             all_outside = level == "note" and len(found) == total
             yield Finding(
                 level="error" if all_outside else level,
-                what=f"{_count(len(found), 'box')} of {total:,} {words}",
+                what=f"{counted(len(found), 'box')} of {total:,} {words}",
                 where=_some(found),
                 remedy=remedy,
             )
@@ -393,7 +386,7 @@ def _check_calibrations(looks: Sequence[_Look]) -> Iterator[Finding]:
     for problem, some in by_problem.items():
         yield Finding(
             level="error",
-            what=f"{_count(len(some), 'calibration')} cannot be right: {problem}",
+            what=f"{counted(len(some), 'calibration')} cannot be right: {problem}",
             where=_keys(some),
             remedy="use the calibration of the day that the scan was taken",
         )
@@ -405,7 +398,7 @@ def _check_calibrations(looks: Sequence[_Look]) -> Iterator[Finding]:
     yield Finding(
         # Of single frames the labels may be wrong; of most it is the calibration or the converter.
         level="error" if len(displaced) > judged / 2 else "warning",
-        what=f"the labels of {len(displaced):,} of {_count(judged, 'scan')} do not lie on the "
+        what=f"the labels of {len(displaced):,} of {counted(judged, 'scan')} do not lie on the "
         f"objects: in {displaced[0].frame.key} {displaced[0].displaced}",
         where=_keys(displaced),
         remedy="use the calibration of the day that the scan was taken"
@@ -457,15 +450,11 @@ def _check_splits(frames: Sequence[Frame], splits: Splits) -> Iterator[Finding]:
                     remedy="add scans of more drives, or mend the given splits or the shares of "
                     "[data]",
                 )
-    given: dict[str, set[Split]] = defaultdict(set)
-    for frame in frames:
-        if frame.sequence and frame.split:
-            given[frame.sequence].add(frame.split)
-    apart = [name for name, some in given.items() if len(some) > 1]
+    apart = separated((frame.sequence, frame.split) for frame in frames)
     if apart:
         yield Finding(
             level="warning",
-            what=f"the given splits separate the scans of {_count(len(apart), 'drive')}; they are "
+            what=f"the given splits separate the scans of {counted(len(apart), 'drive')}; they are "
             "kept in the one that measures",
             where=_some(apart),
             remedy="give all scans of a drive one split",
@@ -475,19 +464,12 @@ def _check_splits(frames: Sequence[Frame], splits: Splits) -> Iterator[Finding]:
 def _check_copies(looks: Sequence[_Look], splits: Splits) -> Iterator[Finding]:
     """Find scans that are there twice, on both sides of a split: the leak that flatters most."""
     places = {frame.key: split for split, some in splits.items() for frame in some}
-    alike: dict[str, list[str]] = defaultdict(list)
-    for look in looks:
-        if look.points:
-            alike[look.digest].append(look.frame.key)
-    across = [
-        " = ".join(keys)
-        for keys in alike.values()
-        if len({places[key] for key in keys if key in places}) > 1
-    ]
+    digests = ((look.digest, look.frame.key) for look in looks if look.points)
+    across = copies_across(digests, places)
     if across:
         yield Finding(
             level="warning",
-            what=f"{_count(len(across), 'scan')} in more than one split",
+            what=f"{counted(len(across), 'scan')} in more than one split",
             where=_some(across),
             remedy="keep one of each: the test flatters the model",
         )
@@ -499,11 +481,11 @@ def _note_counts(looks: Sequence[_Look], splits: Splits) -> Iterator[Finding]:
         return
     points = [look.points for look in sound]
     drives = len({look.frame.sequence for look in looks if look.frame.sequence})
-    of_drives = f" of {_count(drives, 'drive')}" if drives else ""
+    of_drives = f" of {counted(drives, 'drive')}" if drives else ""
     yield Finding(
         level="note",
-        what=f"{_count(len(looks), 'scan')}{of_drives}, {min(points):,} to "
-        f"{max(points):,} points, {_count(sum(len(look.names) for look in sound), 'object')}; "
+        what=f"{counted(len(looks), 'scan')}{of_drives}, {min(points):,} to "
+        f"{max(points):,} points, {counted(sum(len(look.names) for look in sound), 'object')}; "
         + ", ".join(f"{split} {len(some):,}" for split, some in splits.items()),
         where="data.path",
         remedy="none is needed",

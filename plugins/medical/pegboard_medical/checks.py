@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from pegboard.errors import DataError
+from pegboard.findings import copies_across, counted, first_few, separated
 from pegboard.records import Finding, Split
 from pegboard_medical import dicom, sources
 from pegboard_medical.cases import Case
@@ -129,20 +130,8 @@ def _geometry(case: Case) -> tuple[Finding, ...]:
 # --- Words ----------------------------------------------------------------------------------------
 
 
-def _some(places: Iterable[str]) -> str:
-    """Return the first few places and how many more there are."""
-    named = list(places)
-    more = f" and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
-    return ", ".join(named[:NAMED]) + more
-
-
-def _count(number: int, noun: str) -> str:
-    plural = noun if noun == "series" else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
 def _keys(looks: Iterable[_Look]) -> str:
-    return _some(look.case.key for look in looks)
+    return first_few(look.case.key for look in looks)
 
 
 def _by_words(pairs: Iterable[tuple[str, _Look]]) -> Iterator[tuple[str, list[_Look]]]:
@@ -174,45 +163,45 @@ def _check_survey(data: VolumeData) -> Iterator[Finding]:
     if found.unreadable:
         yield Finding(
             level="error",
-            what=f"{_count(len(found.unreadable), 'DICOM file')} cannot be read",
-            where=_some(sources.file_key(path, data.folder) for path in found.unreadable),
+            what=f"{counted(len(found.unreadable), 'DICOM file')} cannot be read",
+            where=first_few(sources.file_key(path, data.folder) for path in found.unreadable),
             remedy=f"replace them, or take them out of the data; {sources.LISTED} says their paths",
         )
     if found.damaged_tables:
         yield Finding(
             level="error",
-            what=f"{_count(len(found.damaged_tables), 'table')} beside the volumes damaged",
-            where=_some(sources.file_key(path, data.folder) for path in found.damaged_tables),
+            what=f"{counted(len(found.damaged_tables), 'table')} beside the volumes damaged",
+            where=first_few(sources.file_key(path, data.folder) for path in found.damaged_tables),
             remedy=f"replace them, or take them out; {sources.LISTED} says their paths",
         )
     yield from _check_series(found, data)
     if found.stray_masks:
         yield Finding(
             level="warning",
-            what=f"{_count(len(found.stray_masks), 'mask')} without an image",
-            where=_some(sources.file_key(path, data.folder) for path in found.stray_masks),
+            what=f"{counted(len(found.stray_masks), 'mask')} without an image",
+            where=first_few(sources.file_key(path, data.folder) for path in found.stray_masks),
             remedy="name each like its image or its SeriesInstanceUID; "
             f"{sources.LISTED} says their paths",
         )
     if found.further_masks:
         yield Finding(
             level="warning",
-            what=f"{_count(len(found.further_masks), 'DICOM-SEG')} of a series that has a mask "
+            what=f"{counted(len(found.further_masks), 'DICOM-SEG')} of a series that has a mask "
             "already: not read",
-            where=_some(sources.file_key(path, data.folder) for path in found.further_masks),
+            where=first_few(sources.file_key(path, data.folder) for path in found.further_masks),
             remedy="keep one for each series",
         )
     if found.channels:
         yield Finding(
             level="warning",
-            what=f"{_count(found.channels, 'image')} of further channels: not read",
+            what=f"{counted(found.channels, 'image')} of further channels: not read",
             where="names ending in _0001 and further",
             remedy="put the channel that is to be used into _0000",
         )
     if found.unnamed:
         yield Finding(
             level="warning",
-            what=f"data.patient_pattern finds no patient for {_count(found.unnamed, 'case')}",
+            what=f"data.patient_pattern finds no patient for {counted(found.unnamed, 'case')}",
             where="data.patient_pattern",
             remedy="mend the pattern; each of these counts as a patient of its own",
         )
@@ -224,7 +213,7 @@ def _check_series(found: sources.Survey, data: VolumeData) -> Iterator[Finding]:
     if other:
         kinds = Counter(series.modality or "no modality" for series in other)
         listed = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
-        where = _some(pseudonym(series.uid, data.folder) for series in other)
+        where = first_few(pseudonym(series.uid, data.folder) for series in other)
         if len(other) == len(volumes):
             yield Finding(
                 level="error",
@@ -235,7 +224,7 @@ def _check_series(found: sources.Survey, data: VolumeData) -> Iterator[Finding]:
         else:
             yield Finding(
                 level="warning",
-                what=f"wrong modality: {_count(len(other), 'series')} not {data.modality}, not "
+                what=f"wrong modality: {counted(len(other), 'series')} not {data.modality}, not "
                 f"read: {listed}",
                 where=where,
                 remedy="take them out of the data, if they are not meant",
@@ -244,15 +233,15 @@ def _check_series(found: sources.Survey, data: VolumeData) -> Iterator[Finding]:
     if skipped:
         yield Finding(
             level="note",
-            what=f"{_count(len(skipped), 'series')} of localisers or screenshots: not read",
-            where=_some(pseudonym(series.uid, data.folder) for series in skipped),
+            what=f"{counted(len(skipped), 'series')} of localisers or screenshots: not read",
+            where=first_few(pseudonym(series.uid, data.folder) for series in skipped),
             remedy="none is needed",
         )
     if found.folders:
         yield Finding(
             level="note",
-            what=f"mixed series in {_count(found.folders, 'folder')}; they are told apart by their "
-            "SeriesInstanceUID",
+            what=f"mixed series in {counted(found.folders, 'folder')}; they are told apart by "
+            "their SeriesInstanceUID",
             where="data.path",
             remedy="none is needed",
         )
@@ -270,8 +259,8 @@ def _check_geometry(looks: Sequence[_Look]) -> Iterator[Finding]:
         if rest:
             yield Finding(
                 level=rest[0].level,
-                what=f"{_count(len(rest), 'series')} more as the one before: {rest[0].what}",
-                where=_some(finding.where for finding in rest),
+                what=f"{counted(len(rest), 'series')} more as the one before: {rest[0].what}",
+                where=first_few(finding.where for finding in rest),
                 remedy=rest[0].remedy,
             )
 
@@ -286,7 +275,7 @@ def _check_images(looks: Sequence[_Look]) -> Iterator[Finding]:
     for words, some in _by_words(broken):
         yield Finding(
             level="error",
-            what=f"{_count(len(some), 'image')} cannot be used: {words}",
+            what=f"{counted(len(some), 'image')} cannot be used: {words}",
             where=_keys(some),
             remedy=f"replace them, or take them out; {sources.LISTED} says their paths",
         )
@@ -294,7 +283,7 @@ def _check_images(looks: Sequence[_Look]) -> Iterator[Finding]:
     if flat:
         yield Finding(
             level="warning",
-            what=f"{_count(len(flat), 'image')} with one value everywhere",
+            what=f"{counted(len(flat), 'image')} with one value everywhere",
             where=_keys(flat),
             remedy="replace them, or take them out",
         )
@@ -307,7 +296,7 @@ def _check_modalities(looks: Sequence[_Look], data: VolumeData) -> Iterator[Find
         kinds = ", ".join(sorted({look.modality for look in other}))
         yield Finding(
             level="error",
-            what=f"wrong modality: {_count(len(other), 'case')} not {data.modality} but {kinds}",
+            what=f"wrong modality: {counted(len(other), 'case')} not {data.modality} but {kinds}",
             where=_keys(other),
             remedy="take them out of the table, or set data.modality",
         )
@@ -318,7 +307,7 @@ def _check_modalities(looks: Sequence[_Look], data: VolumeData) -> Iterator[Find
         words = "no voxel is below" if data.modality == "ct" else "voxels are below"
         yield Finding(
             level="warning",
-            what=f"{_count(len(strange), 'image')} not like {data.modality}: {words} {AIR:g}",
+            what=f"{counted(len(strange), 'image')} not like {data.modality}: {words} {AIR:g}",
             where=_keys(strange),
             remedy="set data.modality to what they are, or store Hounsfield units",
         )
@@ -336,7 +325,7 @@ def _check_masks(looks: Sequence[_Look]) -> Iterator[Finding]:
     for words, some in _by_words(broken):
         yield Finding(
             level="error",
-            what=f"{_count(len(some), 'mask')} cannot be used: {words}",
+            what=f"{counted(len(some), 'mask')} cannot be used: {words}",
             where=_keys(some),
             remedy=f"replace them, or take them out; {sources.LISTED} says their paths",
         )
@@ -351,7 +340,7 @@ def _check_labels(
         values = sorted({n for look in unknown for n in look.labels if n > len(classes)})
         yield Finding(
             level="error",
-            what=f"{_count(len(unknown), 'mask')} with unknown values "
+            what=f"{counted(len(unknown), 'mask')} with unknown values "
             f"{', '.join(map(str, values[:10]))}: data.classes has {len(classes)}",
             where=_keys(unknown),
             remedy="name every structure in data.classes, or take the values out of the masks",
@@ -360,14 +349,14 @@ def _check_labels(
     if empty:
         yield Finding(
             level="error" if len(empty) == len(masked) else "warning",
-            what=f"{_count(len(empty), 'empty mask')}: nothing is outlined",
+            what=f"{counted(len(empty), 'empty mask')}: nothing is outlined",
             where=_keys(empty),
             remedy="outline the structures; keep an empty mask only where there are none",
         )
     if not any(look.case.mask for look in looks):
         yield Finding(
             level="error",
-            what=f"none of {_count(len(looks), 'case')} has a mask",
+            what=f"none of {counted(len(looks), 'case')} has a mask",
             where="data.path",
             remedy="put masks where the layout has them: beside NIfTI images in labels/, beside "
             "DICOM series as <SeriesInstanceUID>.nii.gz or DICOM-SEG",
@@ -393,7 +382,7 @@ def _check_labels(
     if bare:
         yield Finding(
             level="note",
-            what=f"{_count(len(bare), 'case')} without a mask: not used",
+            what=f"{counted(len(bare), 'case')} without a mask: not used",
             where=_keys(bare),
             remedy="outline them, if they should train",
         )
@@ -421,22 +410,18 @@ def _check_splits(cases: Sequence[Case], splits: Splits) -> Iterator[Finding]:
             level="warning",
             what="too few cases: "
             + ", ".join(
-                f"{_count(count, 'patient')} in the {split} split" for split, count in few.items()
+                f"{counted(count, 'patient')} in the {split} split" for split, count in few.items()
             ),
             where=", ".join(f"{split} split" for split in few),
             remedy="collect more; what is learnt or measured on so few says little",
         )
-    given: dict[str, set[Split]] = defaultdict(set)
-    for case in cases:
-        if case.patient and case.split:
-            given[case.patient].add(case.split)
-    apart = [patient for patient, some in given.items() if len(some) > 1]
+    apart = separated((case.patient, case.split) for case in cases)
     if apart:
         yield Finding(
             level="warning",
-            what=f"the given splits separate the cases of {_count(len(apart), 'patient')}; they "
+            what=f"the given splits separate the cases of {counted(len(apart), 'patient')}; they "
             "are kept in the one that measures",
-            where=_some(apart),
+            where=first_few(apart),
             remedy="give all cases of a patient one split",
         )
 
@@ -444,20 +429,15 @@ def _check_splits(cases: Sequence[Case], splits: Splits) -> Iterator[Finding]:
 def _check_copies(looks: Sequence[_Look], splits: Splits) -> Iterator[Finding]:
     """Find volumes that are there twice, on both sides of a split: the leak that flatters most."""
     places = {case.key: split for split, some in splits.items() for case in some}
-    alike: dict[str, list[str]] = defaultdict(list)
-    for look in looks:
-        if look.digest and look.low != look.high:
-            alike[look.digest].append(look.case.key)
-    across = [
-        " = ".join(keys)
-        for keys in alike.values()
-        if len({places[key] for key in keys if key in places}) > 1
-    ]
+    digests = (
+        (look.digest, look.case.key) for look in looks if look.digest and look.low != look.high
+    )
+    across = copies_across(digests, places)
     if across:
         yield Finding(
             level="warning",
-            what=f"{_count(len(across), 'image')} in more than one split",
-            where=_some(across),
+            what=f"{counted(len(across), 'image')} in more than one split",
+            where=first_few(across),
             remedy="keep one of each, or give both the same patient: the test flatters the model",
         )
 
@@ -479,7 +459,7 @@ def _note_counts(looks: Sequence[_Look], splits: Splits) -> Iterator[Finding]:
     patients = _patients(look.case for look in looks)
     yield Finding(
         level="note",
-        what=f"{_count(len(looks), 'case')} of {_count(patients, 'patient')}, {sizes} voxels of "
+        what=f"{counted(len(looks), 'case')} of {counted(patients, 'patient')}, {sizes} voxels of "
         f"{words} mm; " + ", ".join(f"{split} {len(some):,}" for split, some in splits.items()),
         where="data.path",
         remedy="none is needed",
