@@ -350,9 +350,9 @@ def open3d_voxels(points: Array) -> Callable[[], object]:
 
 def memory_mb(run: Run) -> float:
     """Return the resident memory of a process that answers with the exported graph."""
-    from pegboard.stages.benchmark import _memory_mb
+    from pegboard.stages.benchmark import resident_mb
 
-    return _memory_mb(run, "onnx/fp32")
+    return resident_mb(run, "onnx/fp32")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def run(run: Run, progress: Progress) -> dict[str, Any]:
     with progress.task("benchmark the models alone"):
         models = take_turns(_model_calls(bundle, answerers), seconds=MODEL_SECONDS)
     figures = {
-        name: _figures(requests[name], models[name], _memory_mb(run, name))
+        name: _figures(requests[name], models[name], resident_mb(run, name))
         for name in progress.track(answerers, "memory", len(answerers))
     }
     limits = run.project.settings.deploy.limits
@@ -178,7 +178,7 @@ def _check_limits(name: str, figures: Mapping[str, float], limits: LimitSettings
 # --------------------------------------------------------------------------- memory
 
 
-def _memory_mb(run: Run, name: str) -> float:
+def resident_mb(run: Run, name: str) -> float:
     """Return the resident memory of a process that serves one candidate."""
     project = run.project
     arguments = [str(project.folder), str(run.bundle), name, *project.overrides]
