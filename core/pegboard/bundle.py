@@ -11,13 +11,14 @@ Reading one needs NumPy and nothing that trained it.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from pegboard.files import atomic_path, digest_of, sha256_of, write_json
 from pegboard.records import (
     Array,
     MetricValue,
+    Part,
     Predictor,
     Signature,
     Target,
@@ -34,12 +36,16 @@ from pegboard.records import (
 )
 from pegboard.targets.support import find_target, first_line
 
+if TYPE_CHECKING:
+    from pegboard.settings import SettingsT
+
 FORMAT = 1
 """Raised when an older reader would misunderstand what is written."""
 
 MANIFEST = "bundle.json"
 GOLDEN = "golden.npz"
 REFERENCE = "reference.json"
+FILES = "files"
 MODELS = "models"
 
 Status = Literal["exported", "verified", "quarantined"]
@@ -119,6 +125,8 @@ class Bundle:
     """Its models, in the order of `[deploy] targets`, fp32 first."""
     chosen_name: str
     """The candidate that is served: `onnx/fp32`."""
+    carried: Mapping[str, str] = field(default_factory=dict)
+    """Other files that answering needs: their paths in the bundle, by the settings naming them."""
     files: Mapping[str, FileFacts] = field(default_factory=dict)
     """Every file but `bundle.json`, by its path in the bundle."""
 
@@ -192,6 +200,14 @@ class Bundle:
                 remedy="install the versions the bundle was made with, or export it again",
             ) from error
 
+    def with_files(self, settings: SettingsT) -> SettingsT:
+        """Return settings that name the files which the bundle carries."""
+        for key, name in self.carried.items():
+            table, setting = key.split(".")
+            changed = getattr(settings, table).model_copy(update={setting: self.folder / name})
+            settings = settings.model_copy(update={table: changed})
+        return settings
+
     def golden(self) -> list[Golden]:
         """Read the golden records."""
         return read_golden(self.folder / GOLDEN)
@@ -225,6 +241,27 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
+def carry(files: Mapping[str, Path], root: Path) -> dict[str, str]:
+    """Copy files into a bundle; return their paths in it, by the settings that name them.
+
+    Raises:
+        BundleError: One is not there.
+    """
+    carried = {}
+    for key, path in files.items():
+        if not path.is_file():
+            raise BundleError(
+                f"the file of '{key}' is missing",
+                where=str(path),
+                remedy="run 'pegboard prepare', or set it to a file that is there",
+            )
+        target = root / FILES / key / path.name
+        target.parent.mkdir(parents=True)
+        shutil.copyfile(path, target)
+        carried[key] = relative(target, root)
+    return carried
+
+
 def write_manifest(bundle: Bundle) -> Bundle:
     """Write `bundle.json`, atomically, with a checksum of every file that belongs to the bundle.
 
@@ -242,7 +279,7 @@ def write_manifest(bundle: Bundle) -> Bundle:
 
 
 def _names_of(bundle: Bundle) -> list[str]:
-    paths = [bundle.folder / GOLDEN, bundle.folder / REFERENCE]
+    paths = [bundle.folder / name for name in (GOLDEN, REFERENCE, *bundle.carried.values())]
     for candidate in bundle.candidates:
         model = bundle.folder / candidate.file
         paths += model.rglob("*") if model.is_dir() else [model]
@@ -365,6 +402,7 @@ def _bundle_of(folder: Path, tables: Mapping[str, Any]) -> Bundle:
         settings=tables["settings"],
         candidates=tuple(Candidate(**candidate) for candidate in tables["candidates"]),
         chosen_name=tables["chosen"],
+        carried=tables.get("carried", {}),
         files={name: FileFacts(**facts) for name, facts in tables["files"].items()},
     )
 
@@ -376,7 +414,12 @@ def _signature_of(tables: Mapping[str, Any]) -> Signature:
         request=tables["request"],
         window=tables.get("window", {}),
         is_single=tables.get("is_single", False),
+        parts={name: _part_of(part) for name, part in tables.get("parts", {}).items()},
     )
+
+
+def _part_of(tables: Mapping[str, Any]) -> Part:
+    return Part(inputs=tuple(tables["inputs"]), outputs=tuple(tables["outputs"]))
 
 
 def _spec_of(tables: Mapping[str, Any]) -> TensorSpec:

@@ -47,6 +47,12 @@ def tabulate(batch: Batch, outputs: Mapping[str, Array]) -> Rows:
 
 
 @hookimpl
+def complete_rows(rows: Rows) -> Rows:
+    """Add nothing."""
+    return rows
+
+
+@hookimpl
 def choose_thresholds() -> Thresholds:
     """Choose none."""
     return {}

@@ -1,4 +1,4 @@
-"""Evaluation: any predictor over any split, by the one path `infer -> tabulate -> metrics`."""
+"""Evaluation: any predictor over any split, on one path: `infer`, `tabulate`, then metrics."""
 
 from __future__ import annotations
 
@@ -77,6 +77,12 @@ def tabulated(
     return join_rows(tables)
 
 
+def completed(board: Board, settings: Settings, predictor: Predictor, rows: Rows) -> Rows:
+    """Return the rows of a whole split with what depends on all of them."""
+    completed: Rows = board.hook.complete_rows(settings=settings, predictor=predictor, rows=rows)
+    return completed
+
+
 def join_rows(tables: Sequence[Rows]) -> dict[str, Array]:
     """Put tables with the same columns under one another."""
     if not tables:
@@ -110,9 +116,10 @@ def evaluate(
         resamples: Bootstrap samples behind each confidence interval; 0 gives none.
     """
     batches = batches_of(board, settings, data, settings.train.evaluated_at_once)
-    rows = tabulated(
+    rows: Rows = tabulated(
         board, settings, predictor, progress.track(batches, f"{name} on {split}", len(batches))
     )
+    rows = completed(board, settings, predictor, rows)
     metrics = metrics_of(board, settings)
     return Evaluation(
         name=name,

@@ -256,6 +256,25 @@ def build_optimizer(settings: Settings, model: nn.Module, total_steps: int) -> O
     """
 
 
+@_hook("model", "all")
+def finish_model(settings: Settings, model: nn.Module) -> None:
+    """Change the trained model once, before anything is measured of it.
+
+    Called in the main process with the weights that training keeps; what it changes in place is
+    written as the run's weights.
+
+    Returns:
+        Nothing.
+
+    Example:
+        @hookimpl
+        def finish_model(settings, model):
+            with torch.no_grad():
+                for name, tensor in model.named_parameters():
+                    tensor.lerp_(pretrained[name], 0.5)
+    """
+
+
 @_hook("model", "first result", "every")
 def tabulate(settings: Settings, batch: Batch, outputs: Mapping[str, Array]) -> Rows:
     """Tabulate what evaluation keeps of one batch.
@@ -268,6 +287,23 @@ def tabulate(settings: Settings, batch: Batch, outputs: Mapping[str, Array]) -> 
         @hookimpl
         def tabulate(settings, batch, outputs):
             return {"dice": dice(outputs["mask"], batch.targets["mask"].numpy())}
+    """
+
+
+@_hook("model", "first result")
+def complete_rows(settings: Settings, predictor: Predictor, rows: Rows) -> Rows:
+    """Add to the rows of a split what depends on all of them.
+
+    Called once for a whole split, before thresholds and metrics; confidence intervals draw from
+    what it returns.
+
+    Returns:
+        Columns of equal length. The core's own adds nothing.
+
+    Example:
+        @hookimpl
+        def complete_rows(settings, predictor, rows):
+            return {"rank": rank_of_own_image(rows["text_embedding"], rows["image_embedding"])}
     """
 
 
@@ -406,6 +442,21 @@ def infer(
         def infer(settings, predictor, inputs):
             windows = slide(inputs["volume"], settings.model.window)
             return {"mask": blend([predictor({"volume": window}) for window in windows])}
+    """
+
+
+@_hook("deploy", "all")
+def bundle_files(settings: Settings) -> Mapping[str, Path]:
+    """Name files that answering needs besides the model, such as a vocabulary.
+
+    Returns:
+        Files by the key of the setting that names them; the bundle carries copies, and whoever
+        opens it finds them under these keys.
+
+    Example:
+        @hookimpl
+        def bundle_files(settings):
+            return {"model.vocabulary": settings.data.folder / "vocabulary.json"}
     """
 
 

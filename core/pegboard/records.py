@@ -5,7 +5,7 @@ Nothing here imports torch, so that reading a bundle or listing plugins stays ch
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -242,6 +242,16 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of a deployable that runs alone, such as one of two towers."""
+
+    inputs: tuple[str, ...]
+    """Names of the inputs that it takes."""
+    outputs: tuple[str, ...]
+    """Names of the outputs that it returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Signature:
     """The contract between a deployable and whoever calls it."""
 
@@ -257,6 +267,30 @@ class Signature:
     is_single: bool = False
     """Whether the model takes one record at a time, without the axis `batch`: `infer` goes through
     a batch one by one. For records that differ in length, such as point clouds."""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    """Parts by the names of the deployable's submodules, each exported by itself. A request may
+    bring the inputs of some parts alone, and is answered with their outputs. Empty where all of it
+    runs at once."""
+
+    def part(self, name: str) -> Signature:
+        """Return what one part takes and returns."""
+        part = self.parts[name]
+        return replace(
+            self,
+            inputs=tuple(spec for spec in self.inputs if spec.name in part.inputs),
+            outputs=tuple(spec for spec in self.outputs if spec.name in part.outputs),
+            parts={},
+        )
+
+    def asked(self, names: Collection[str]) -> tuple[TensorSpec, ...]:
+        """Return the inputs that belong to a request with some of them: those of whole parts."""
+        asked = {
+            name
+            for part in self.parts.values()
+            if not set(names).isdisjoint(part.inputs)
+            for name in part.inputs
+        }
+        return tuple(spec for spec in self.inputs if not asked or spec.name in asked)
 
     def windowed(self) -> Signature:
         """Return what the model itself takes and returns.

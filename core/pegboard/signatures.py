@@ -17,7 +17,7 @@ def validate(inputs: Mapping[str, Any], signature: Signature) -> dict[str, Array
 
     Args:
         inputs: Arrays, or nested lists of numbers, by name.
-        signature: What the model takes.
+        signature: What the model takes; of one with parts the inputs of some of them suffice.
 
     Returns:
         Arrays of the signature's dtypes, in its order; one that fits already is not copied.
@@ -28,7 +28,8 @@ def validate(inputs: Mapping[str, Any], signature: Signature) -> dict[str, Array
     """
     _refuse_unknown(inputs, signature)
     lengths: dict[str, int] = {}
-    return {spec.name: _validated(inputs, spec, lengths) for spec in signature.inputs}
+    asked = signature.asked(inputs) if signature.parts else signature.inputs
+    return {spec.name: _validated(inputs, spec, lengths) for spec in asked}
 
 
 def _refuse_unknown(inputs: Mapping[str, Any], signature: Signature) -> None:

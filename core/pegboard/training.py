@@ -42,6 +42,7 @@ from pegboard.errors import DataError, PegboardError, PluginError, SettingsError
 from pegboard.evaluation import (
     ModulePredictor,
     batches_of,
+    completed,
     is_better,
     join_rows,
     measure,
@@ -53,7 +54,7 @@ from pegboard.journal import Journal, describe_epoch
 from pegboard.progress import Progress, SilentProgress
 from pegboard.records import Batch, EpochEvent, MetricValue, Rows, StepEvent
 from pegboard.runs import Run
-from pegboard.weights import save_weights
+from pegboard.weights import load_trained, save_weights
 from pegboard.world import World, joined_world
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -371,11 +372,14 @@ class Trainer:
         deployable = self.hook.build_deployable(settings=self.settings, model=self.model)
         predictor = ModulePredictor(deployable.to(self.world.device), self.world.device)
         shown = self.progress.track(batches, "validation", total=len(batches))
-        rows = tabulated(self.board, self.settings, predictor, shown)
+        own = tabulated(self.board, self.settings, predictor, shown)
+        rows: Rows = join_rows([table for table in self.world.gathered(own) if table])
+        if self.world.main:
+            rows = completed(self.board, self.settings, predictor, rows)
         self.module.train()
         if isinstance(self.module, FSDPModule):
             self.module.reshard()
-        return join_rows([table for table in self.world.gathered(rows) if table])
+        return rows
 
     def _measure(self, rows: Rows) -> list[MetricValue]:
         """Compute the metrics, the headline first."""
@@ -456,8 +460,16 @@ class Trainer:
         }
         if self.world.main:
             self.journal.end(position.step, facts)
+            self._finish_model()
         self.world.barrier()
         return facts
+
+    def _finish_model(self) -> None:
+        """Let plugins change the model that training hands over."""
+        if self.board.call_order("finish_model"):
+            model = load_trained(self.run)
+            self.hook.finish_model(settings=self.settings, model=model)
+            save_weights(model.state_dict(), self.run.weights_file)
 
 
 def _averaged(model: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,9 @@ from pegboard.progress import SilentProgress
 from pegboard.project import open_project
 from pegboard.records import Evaluation
 from pegboard.runs import Run
-from pegboard.stages import export
+from pegboard.serving.deployment import deploy, resolve_settings
+from pegboard.settings import Sources
+from pegboard.stages import export, verify
 from pegboard.stages.evaluate import write_evaluation
 
 TARGET = """
@@ -171,3 +173,64 @@ def test_a_second_export_replaces_the_bundle_whole(run_copy: Callable[..., Run])
     assert not stray.exists()
     assert len(read_bundle(run.bundle).golden()) == 3
     assert [path.name for path in (run.bundle / "models").iterdir()] == ["torch"]
+
+
+CARRYING = """
+from pegboard import RequestError, hookimpl
+from pegboard.settings import ModelSettings, ProjectPath
+from pegboard_toy import ToySettings
+
+
+class WithWords(ModelSettings):
+    hidden: int = 16
+    dropout: float = 0.1
+    words: ProjectPath | None = None
+
+
+class SettingsWithWords(ToySettings):
+    model: WithWords = WithWords()
+
+
+@hookimpl
+def settings_type():
+    return SettingsWithWords
+
+
+@hookimpl
+def bundle_files(settings):
+    return {"model.words": settings.data.folder / "words.txt"}
+
+
+@hookimpl(wrapper=True)
+def encode_answer(settings):
+    answers = yield
+    words = settings.model.words
+    return [{**one, "word": words.read_text() if words else "none"} for one in answers]
+"""
+
+
+def test_a_file_that_answering_needs_goes_with_the_bundle(run_copy: Callable[..., Run]) -> None:
+    run = copy_with_hooks(run_copy, CARRYING, "deploy.targets=['torch']")
+    words = run.project.settings.data.folder / "words.txt"
+    with pytest.raises(BundleError, match=r"file of 'model.words' is missing.*words.txt"):
+        export.run(run, SilentProgress())
+    words.write_text("carried")
+    export.run(run, SilentProgress())
+    verify.run(run, SilentProgress())
+    words.write_text("of another time")
+    bundle = read_bundle(run.bundle)
+    assert "files/model.words/words.txt" in bundle.files
+    board = run.project.board
+    settings = resolve_settings(board, bundle, Sources(), run.project.folder)
+    assert settings.model.words == run.bundle / "files/model.words/words.txt"  # type: ignore[attr-defined]
+    served = deploy(board, run.project.settings, run.bundle).answerer
+    assert served(bundle.signature.request)[0]["word"] == "carried"
+
+
+def test_a_carried_file_that_was_changed_is_refused(run_copy: Callable[..., Run]) -> None:
+    run = copy_with_hooks(run_copy, CARRYING, "deploy.targets=['torch']")
+    (run.project.settings.data.folder / "words.txt").write_text("carried")
+    export.run(run, SilentProgress())
+    (run.bundle / "files/model.words/words.txt").write_text("changed")
+    with pytest.raises(BundleError, match=r"checksum of 'files/model.words/words.txt' is wrong"):
+        read_bundle(run.bundle)

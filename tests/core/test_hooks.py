@@ -49,6 +49,7 @@ FIRST_RESULT = {
     "compute_loss": ("settings", "model", "batch"),
     "build_optimizer": ("settings", "model", "total_steps"),
     "tabulate": ("settings", "batch", "outputs"),
+    "complete_rows": ("settings", "predictor", "rows"),
     "choose_thresholds": ("settings", "rows"),
     "signature": ("settings",),
     "build_deployable": ("settings", "model"),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pegboard.bundle import read_bundle
 from pegboard.checkpoints import Position
 from pegboard.errors import (
     DataError,
@@ -25,6 +26,8 @@ from pegboard.journal import describe_epoch, read_journal, whole_lines
 from pegboard.launch import launch
 from pegboard.progress import SilentProgress
 from pegboard.runs import Run
+from pegboard.stages import evaluate, export, verify
+from pegboard.stages.evaluate import read_evaluation
 from pegboard.training import Trainer
 from pegboard.weights import load_trained
 from pegboard.world import World
@@ -670,3 +673,61 @@ def test_running_statistics_are_averaged_with_the_weights(begin: Callable[..., R
     assert not torch.equal(kept["body.1.running_mean"], current["body.1.running_mean"])
     assert torch.equal(kept["body.1.running_mean"], trainer.state.average["body.1.running_mean"])
     assert torch.equal(kept["body.1.num_batches_tracked"], current["body.1.num_batches_tracked"])
+
+
+FINISHING = """
+import torch
+from pegboard import hookimpl
+
+
+@hookimpl
+def finish_model(model):
+    with torch.no_grad():
+        model.head.bias.fill_(7)
+"""
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_finished_model_is_what_is_handed_over(begin: Callable[..., Run], keep: str) -> None:
+    run = begin(f"train.keep={keep}", hooks=FINISHING)
+    train(run)
+    assert load_file(run.weights_file)["head.bias"].item() == 7
+
+
+RANKING = """
+from pegboard import hookimpl
+from pegboard.records import Metric
+
+
+@hookimpl
+def complete_rows(predictor, rows):
+    count = len(rows["label"])
+    assert "probability" in predictor({"x": rows["x"][:1]})
+    return {"label": rows["label"], "rank": rows["probability"].argsort().argsort() / count}
+
+
+@hookimpl(wrapper=True)
+def tabulate(batch):
+    rows = yield
+    return {**rows, "x": batch.inputs["x"].numpy()}
+
+
+@hookimpl(wrapper=True)
+def build_metrics():
+    yield
+    compute = lambda rows, thresholds: float(rows["rank"].max())
+    return [[Metric(name="highest", compute=compute, direction="higher", headline=True)]]
+"""
+
+
+def test_metrics_see_what_depends_on_the_whole_split(begin: Callable[..., Run]) -> None:
+    run = begin(hooks=RANKING)
+    facts = train(run)
+    assert facts["metric"] == "highest" and facts["value"] == pytest.approx(59 / 60)
+    for stage in (evaluate, export, verify):
+        stage.run(run, SilentProgress())
+    evaluation = read_evaluation(run)
+    assert set(evaluation.rows) == {"label", "rank"}
+    assert evaluation.headline.value == pytest.approx(59 / 60)
+    candidates = read_bundle(run.bundle).candidates
+    assert {one.measured["test_metric"] for one in candidates} == {evaluation.headline.value}

@@ -161,8 +161,12 @@ class MicroBatcher:
 
 
 def _fits(one: _Waiting, other: _Waiting) -> bool:
-    return one.infer is other.infer and all(
-        array.shape[1:] == other.inputs[name].shape[1:] for name, array in one.inputs.items()
+    return (
+        one.infer is other.infer
+        and one.inputs.keys() == other.inputs.keys()
+        and all(
+            array.shape[1:] == other.inputs[name].shape[1:] for name, array in one.inputs.items()
+        )
     )
 
 
@@ -185,7 +189,8 @@ def _answered(batch: Sequence[_Waiting], outputs: Sequence[str]) -> list[tuple[_
     start = 0
     for waiting in batch:
         end = start + waiting.count
-        answered.append((waiting, {name: found[name][start:end] for name in outputs}))
+        parts = {name: found[name][start:end] for name in outputs if name in found}
+        answered.append((waiting, parts))
         start = end
     return answered
 

@@ -55,7 +55,7 @@ def resolve_settings(board: Board, bundle: Bundle, sources: Sources, root: Path)
     for key, origin in sources.origins.items():
         if key[0] == "serve":
             merged.put(key, _value_of(sources, key), origin)
-    return resolve(settings_type(board, bundle.solution), merged, root)
+    return bundle.with_files(resolve(settings_type(board, bundle.solution), merged, root))
 
 
 def _value_of(sources: Sources, key: Sequence[str]) -> object:
@@ -94,7 +94,8 @@ def deploy(board: Board, settings: Settings, folder: Path) -> Deployment:
 def _open(board: Board, settings: Settings, bundle: Bundle, candidate: Candidate) -> Deployment:
     _require_verified(bundle, candidate)
     predictor = bundle.load_predictor(board.collect("deploy_targets"), candidate)
-    answerer = Answerer(board, settings, predictor, bundle.thresholds, bundle.signature)
+    own = bundle.with_files(settings)
+    answerer = Answerer(board, own, predictor, bundle.thresholds, bundle.signature)
     seconds = _require_golden(bundle, candidate, answerer)
     return Deployment(bundle=bundle, candidate=candidate, answerer=answerer, seconds=seconds)
 

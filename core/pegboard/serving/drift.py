@@ -176,7 +176,11 @@ class DriftMonitor:
                 tensor.open_block()
         self._in_block += records
         for tensor in self._tensors:
-            tensor.add(_columns(tensor.spec, [part[tensor.spec.name] for part in waiting]))
+            name = tensor.spec.name
+            # Of a model in parts, a request may have asked some alone.
+            arrays = [answer[name] for answer in waiting if name in answer]
+            if arrays:
+                tensor.add(_columns(tensor.spec, arrays))
 
     def summary(self) -> list[ColumnDrift]:
         """Compare the window with training, column by column."""

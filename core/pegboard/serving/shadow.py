@@ -112,7 +112,8 @@ class Challenger:
         answerer = self.deployment.answerer
         outputs = answerer.infer(seen.inputs)
         for name, difference in self._differences.items():
-            difference.add(seen.outputs[name], outputs[name])
+            if name in seen.outputs:
+                difference.add(seen.outputs[name], outputs[name])
         ours, theirs = _decisions(answerer, outputs), _decisions(seen.answerer, seen.outputs)
         self._counts["records"] += len(ours)
         decided = [(one, other) for one, other in zip(ours, theirs, strict=True) if one is not None]

@@ -13,7 +13,7 @@ from pegboard import evaluation
 from pegboard.evaluation import ModulePredictor
 from pegboard.files import atomic_path, write_json
 from pegboard.progress import Progress
-from pegboard.records import Baseline, Evaluation, MetricValue, Predictor
+from pegboard.records import Baseline, Evaluation, MetricValue, Predictor, Rows
 from pegboard.runs import Run
 from pegboard.weights import load_trained
 
@@ -45,9 +45,10 @@ def _evaluated(run: Run, predictor: Predictor, name: str, progress: Progress) ->
     board, settings = run.project.board, run.project.settings
     validation = board.hook.load_split(settings=settings, split="validation")
     batches = evaluation.batches_of(board, settings, validation, settings.train.evaluated_at_once)
-    rows = evaluation.tabulated(
+    rows: Rows = evaluation.tabulated(
         board, settings, predictor, progress.track(batches, f"{name} on validation", len(batches))
     )
+    rows = evaluation.completed(board, settings, predictor, rows)
     return evaluation.evaluate(
         board,
         settings,

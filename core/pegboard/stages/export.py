@@ -17,6 +17,7 @@ from pegboard.bundle import (
     Bundle,
     Candidate,
     Golden,
+    carry,
     model_folder,
     now,
     relative,
@@ -79,6 +80,7 @@ def run(run: Run, progress: Progress) -> dict[str, Any]:
                 settings=settings.tables(run.project.folder),
                 candidates=tuple(candidates),
                 chosen_name=candidates[0].name,
+                carried=carry(_files(run), folder),
             )
         )
         with progress.task("compare with torch"):
@@ -93,6 +95,14 @@ def run(run: Run, progress: Progress) -> dict[str, Any]:
             for candidate in candidates
         },
     }
+
+
+def _files(run: Run) -> dict[str, Path]:
+    """Return the files that answering needs, by the settings that name them."""
+    board, settings = run.project.board, run.project.settings
+    # The last registered is asked first, and wins.
+    answers = reversed(board.hook.bundle_files(settings=settings))
+    return {key: path for answer in answers for key, path in answer.items()}
 
 
 def _exported(

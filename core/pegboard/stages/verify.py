@@ -8,7 +8,14 @@ from typing import Any
 
 from pegboard.answering import Answerer
 from pegboard.bundle import Bundle, Candidate, Golden, read_bundle, write_manifest
-from pegboard.evaluation import ModulePredictor, batches_of, join_rows, measure, metrics_of
+from pegboard.evaluation import (
+    ModulePredictor,
+    batches_of,
+    completed,
+    join_rows,
+    measure,
+    metrics_of,
+)
 from pegboard.parity import OutputError, flipped_share, metric_drop, output_errors, worst
 from pegboard.progress import Progress
 from pegboard.records import MetricValue
@@ -113,7 +120,8 @@ def _on_test_split(run: Run, answerer: Answerer, name: str, progress: Progress) 
         tables.append(board.hook.tabulate(settings=settings, batch=batch, outputs=outputs))
         decisions += [answer.get("decision") for answer in answerer.encode(outputs)]
     headline = metrics_of(board, settings)[0]
-    metric = measure(headline, join_rows(tables), answerer.thresholds)
+    rows = completed(board, settings, answerer.predictor, join_rows(tables))
+    metric = measure(headline, rows, answerer.thresholds)
     return SplitResult(metric=metric, decisions=decisions)
 
 

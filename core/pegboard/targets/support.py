@@ -62,7 +62,9 @@ def find_target(targets: Sequence[Target], name: str, where: str = "deploy.targe
         raise MissingExtraError(
             f"the target '{name}' cannot be used here", where=where, remedy=reason
         )
-    return known[name]
+    from pegboard.targets.parts import in_parts  # It needs this module.
+
+    return in_parts(known[name])
 
 
 def nearest(name: str, known: Sequence[str] | dict[str, Target]) -> str:
