@@ -464,15 +464,29 @@ class AnswerEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a route answers that is no JSON: a page, a picture."""
+
+    body: bytes
+    """As it is sent."""
+    media_type: str
+    """`image/jpeg`."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Others, such as `Content-Security-Policy`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Route:
     """A path that a plugin adds to `pegboard serve`."""
 
     path: str
-    """`/feedback`."""
+    """`/feedback`. Its last part may be a name in braces, as in `/thumbnail/{id}`, for whatever
+    stands there; the handler then takes `{"id": "17"}`."""
     handler: Callable[[Any], Awaitable[Any]]
-    """Takes the decoded JSON body, None where there is none; what it returns is sent as JSON. A
-    `RequestError` is answered with 422, any other `PegboardError` with 503. It runs in the server's
-    event loop: what takes longer than a millisecond belongs into a thread."""
+    """Takes the decoded JSON body, None where there is none; what it returns is sent as JSON, or as
+    it is where it is `Content`. A `RequestError` is answered with 422, any other `PegboardError`
+    with 503. It runs in the server's event loop: what takes longer than a millisecond belongs into
+    a thread."""
     method: Literal["GET", "POST", "PUT", "DELETE"] = "POST"
     """How it is asked."""
     summary: str = ""
@@ -484,6 +498,11 @@ class Route:
     """JSON schema of the body; None where it takes none."""
     response_schema: Mapping[str, Any] | None = None
     """JSON schema of what it returns."""
+    media_type: str = "application/json"
+    """Of what it returns."""
+    open: bool = False
+    """Whether it needs no token: for a page, which a browser asks for without one, and which must
+    hold nothing that is not for everybody."""
 
 
 class Service(Protocol):

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from pegboard.errors import PegboardError, RequestError
-from pegboard.records import Route
+from pegboard.records import Content, Route
 from pegboard.serving import openinference
 from pegboard.serving.batching import OverloadedError
 from pegboard.serving.metrics import CONTENT_TYPE
@@ -80,6 +80,8 @@ class Application:
             "/v2/health/live": {"GET": self._live},
             "/v2/health/ready": {"GET": self._ready},
         }
+        self._open = {*OPEN, _ADMIN, *(route.path for route in service.routes if route.open)}
+        self._named: dict[str, tuple[str, dict[str, Route]]] = {}
         self._model_paths: dict[tuple[str, ...], dict[str, Handler]] = {
             (): {"GET": self._model_metadata},
             ("ready",): {"GET": self._ready},
@@ -92,14 +94,19 @@ class Application:
             self._add(route)
 
     def _add(self, route: Route) -> None:
-        methods = self._paths.setdefault(route.path, {})
+        methods: dict[str, Any] = self._paths.setdefault(route.path, {})
+        if route.path.endswith("}"):
+            before = route.path.rpartition("{")[0]
+            methods = self._named.setdefault(before, (route.path, {}))[1]
         if route.method in methods or route.path.startswith(("/v2", "/admin")):
             raise PegboardError(
                 f"the path '{route.method} {route.path}' is taken",
                 where="register_routes",
                 remedy="choose another",
             )
-        methods[route.method] = partial(self._routed, route)
+        methods[route.method] = (
+            route if route.path.endswith("}") else partial(self._routed, route, None)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -110,6 +117,8 @@ class Application:
         methods: Mapping[str, Handler] | None = self._paths.get(path)
         if methods is None and path.startswith("/v2/models/"):
             path, methods = self._model_path(scope, path)
+        if methods is None:
+            path, methods = self._named_path(path)
         if methods is None:
             path, methods = _ADMIN, {scope["method"]: self._administer}
         try:
@@ -128,7 +137,7 @@ class Application:
             return failure(
                 405, f"this path takes {allowed}", headers=((b"allow", allowed.encode()),)
             )
-        if self._token and path not in (*OPEN, _ADMIN) and not has_token(scope, self._token):
+        if self._token and path not in self._open and not has_token(scope, self._token):
             return unauthorized()
         try:
             return await handler(scope, receive)
@@ -225,9 +234,24 @@ class Application:
         version, answers = await self.service.answer(payload)
         return success({"answers": answers, "model": version})
 
-    async def _routed(self, route: Route, scope: Scope, receive: Receive) -> Reply:
+    async def _routed(
+        self, route: Route, given: Mapping[str, str] | None, scope: Scope, receive: Receive
+    ) -> Reply:
         body = await self._body(receive)
-        return success(await route.handler(openinference.parse(body) if body else None))
+        sent = openinference.parse(body) if body else None
+        answer = await route.handler(sent if given is None else given)
+        return as_it_is(answer) if isinstance(answer, Content) else success(answer)
+
+    def _named_path(self, path: str) -> tuple[str, Mapping[str, Handler] | None]:
+        """Return a route whose last part is a name, and what answers there."""
+        before, slash, value = path.rpartition("/")
+        pattern, routes = self._named.get(before + slash, ("", {}))
+        if not value or not routes:
+            return path, None
+        given = {pattern.rpartition("{")[2].rstrip("}"): value}
+        return pattern, {
+            method: partial(self._routed, route, given) for method, route in routes.items()
+        }
 
     # ----------------------------------------------------------------- health and metrics
 
@@ -306,6 +330,16 @@ def _json_length(scope: Scope, size: int) -> int | None:
 def success(value: Any, status: int = 200) -> Reply:
     """Reply with JSON."""
     return status, orjson.dumps(value, option=_OPTIONS), [_JSON]
+
+
+def as_it_is(content: Content) -> Reply:
+    """Reply with what is no JSON."""
+    headers = {"content-type": content.media_type, "x-content-type-options": "nosniff"}
+    return (
+        200,
+        content.body,
+        [(k.lower().encode(), v.encode()) for k, v in (headers | dict(content.headers)).items()],
+    )
 
 
 def failure(

@@ -37,9 +37,10 @@ def document(service: Service) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for path, method, operation in (*_core(service), *map(_of_route, service.routes)):
         paths.setdefault(path, {})[method] = operation
+    is_open = {*OPEN, *(route.path for route in service.routes if route.open)}
     for path, operations in paths.items():
         for operation in operations.values():
-            operation["security"] = [] if path in OPEN else [{"bearer": []}]
+            operation["security"] = [] if path in is_open else [{"bearer": []}]
     return {
         "openapi": "3.1.0",
         "info": {"title": f"Pegboard: {bundle.solution}", "version": bundle.version},
@@ -82,6 +83,13 @@ def _of_route(route: Route) -> tuple[str, str, dict[str, Any]]:
         if route.example is not None:
             content = operation["requestBody"]["content"]["application/json"]
             content["example"] = route.example(0)
+    if route.path.endswith("}"):
+        name = route.path.rpartition("{")[2].rstrip("}")
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        ]
+    if route.media_type != "application/json":
+        operation["responses"]["200"]["content"] = {route.media_type: {}}
     return route.path, route.method.lower(), operation
 
 

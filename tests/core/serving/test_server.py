@@ -299,6 +299,59 @@ def test_a_path_that_the_core_has_is_refused(bundle: Path, tmp_path: Path, serve
         pass
 
 
+PAGES = """
+from pegboard import RequestError, hookimpl
+from pegboard.records import Content, Route
+
+
+async def page(body):
+    return Content(body=b"<p>for everybody</p>", media_type="text/html; charset=utf-8",
+                   headers={"Content-Security-Policy": "default-src 'none'"})
+
+
+async def picture(given):
+    if given["id"] != "17":
+        raise RequestError("there is no such picture", where="id", remedy="ask for 17")
+    return Content(body=b"\\xff\\xd8", media_type="image/jpeg")
+
+
+@hookimpl
+def register_routes(settings, service):
+    return [
+        Route(path="/page", handler=page, method="GET", media_type="text/html", open=True),
+        Route(path="/picture/{id}", handler=picture, method="GET", media_type="image/jpeg"),
+    ]
+"""
+
+
+def test_a_plugin_adds_a_page_and_pictures_by_their_numbers(
+    bundle: Path, tmp_path: Path, serve: Serve
+) -> None:
+    (tmp_path / "pegboard.toml").write_text('solution = "toy"\n')
+    (tmp_path / "hooks.py").write_text(PAGES)
+    token = {"authorization": "Bearer open-sesame"}
+    with serve("--bundle", bundle, PEGBOARD_SERVE_TOKEN="open-sesame") as server:
+        page = server.ask("GET", "/page")
+        assert (page.status, page.body) == (200, b"<p>for everybody</p>")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert page.headers["content-security-policy"] == "default-src 'none'"
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert server.ask("GET", "/picture/17").status == 401
+        picture = server.ask("GET", "/picture/17", headers=token)
+        assert (picture.status, picture.body) == (200, b"\xff\xd8")
+        assert server.ask("GET", "/picture/18", headers=token).json()["field"] == "id"
+        for path in ("/picture/", "/picture", "/picture/17/more", "/picture/..%2f17"):
+            assert server.ask("GET", path, headers=token).status in (404, 422), path
+        assert server.ask("POST", "/picture/17", {}, headers=token).status == 405
+        paths = server.ask("GET", "/openapi.json", headers=token).json()["paths"]
+        described = paths["/picture/{id}"]["get"]
+        assert described["parameters"][0]["name"] == "id"
+        assert list(described["responses"]["200"]["content"]) == ["image/jpeg"]
+        assert paths["/page"]["get"]["security"] == []
+        metrics = server.ask("GET", "/metrics", headers=token).body.decode()
+        assert 'path="/picture/{id}"' in metrics and "/picture/17" not in metrics
+
+
 # --------------------------------------------------------------------------- what it lets in
 
 
