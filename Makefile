@@ -8,7 +8,7 @@ DEMO     := demo/my-$(SOLUTION)
 # Two cores: one thread a process, or tests and training starve one another.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint types imports docs check bench-defect bench-fraud bench-lidar bench-medical bench-serve bench-decisions clean
+.PHONY: demo test test-slow lint types imports docs check bench-clip bench-defect bench-fraud bench-lidar bench-medical bench-serve bench-decisions clean
 
 demo: $(READY)  ## Scaffold a project and run every stage on the embedded data
 	@test -d $(DEMO) || $(BIN)/pegboard new $(SOLUTION) my-$(SOLUTION) --output-dir demo --no-input
@@ -40,6 +40,10 @@ docs: $(READY)
 bench-fraud: $(READY)  ## Prequential folds on the handbook's data, beside XGBoost and LightGBM
 	$(BIN)/python benchmarks/fraud.py
 
+bench-clip: $(READY)  ## Emoji by their names, search among 100,000, a ViT-B/16 on every runtime
+	$(BIN)/python benchmarks/clip.py
+	$(BIN)/python benchmarks/clip_search.py
+
 bench-defect: $(READY)  ## ELPV solar cells: augmentation and pretraining on and off, beside HOG + SVM
 	$(BIN)/python benchmarks/defect.py
 
@@ -56,7 +60,7 @@ bench-decisions: $(READY)  ## Whole fraud decisions over HTTP, 300 a second
 bench-serve: $(READY)  ## Our server beside KServe's, MLServer, LitServe and a bare endpoint
 	$(BIN)/python benchmarks/serve.py
 
-$(READY): tools/setup.sh constraints.txt pyproject.toml core/pyproject.toml plugins/defect/pyproject.toml plugins/fraud/pyproject.toml plugins/lidar/pyproject.toml plugins/medical/pyproject.toml templates/pyproject.toml
+$(READY): tools/setup.sh constraints.txt pyproject.toml core/pyproject.toml plugins/clip/pyproject.toml plugins/defect/pyproject.toml plugins/fraud/pyproject.toml plugins/lidar/pyproject.toml plugins/medical/pyproject.toml templates/pyproject.toml
 	tools/setup.sh $(VENV)
 	@touch $@
 

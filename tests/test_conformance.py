@@ -17,6 +17,7 @@ SOLUTIONS = (
     "medical-segmentation",
     "medical-classification",
     "lidar",
+    "clip",
 )
 
 

@@ -83,7 +83,15 @@ def detection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SHIPPED = ["project", "inspection", "segmentation", "classification", "detection"]
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip project as `pegboard new` makes it."""
+    folder = tmp_path_factory.mktemp("archive") / "my-clip"
+    create(find_template("clip"), folder, {})
+    return folder
+
+
+SHIPPED = ["project", "inspection", "segmentation", "classification", "detection", "gallery"]
 
 
 @pytest.fixture(params=[*SHIPPED, "plugin"])
@@ -214,7 +222,7 @@ def test_a_hospitals_server_is_not_asked_to_install_what_trains(
     assert re.findall(r"^pegboard-medical\[(.*)\]$", text, re.M) == ["serve"]
 
 
-@pytest.mark.parametrize("name", ["segmentation", "classification", "detection"])
+@pytest.mark.parametrize("name", ["segmentation", "classification", "detection", "gallery"])
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
 def test_every_variable_of_a_hospitals_compose_is_explained_and_no_secret_has_a_default(
     request: pytest.FixtureRequest, name: str, readme: str
@@ -250,6 +258,37 @@ def test_a_vehicles_image_is_given_no_scan_and_asks_for_nothing_that_trains(
     assert re.findall(r"^pegboard-lidar\[(.*)\]$", text, re.M) == ["serve"]
     # Open3D's system libraries are for what trains.
     assert "apt-get" not in (full / "Dockerfile").read_text()
+
+
+def test_a_gallerys_image_is_given_no_picture_and_asks_for_nothing_that_trains(
+    gallery: Path, tmp_path: Path
+) -> None:
+    full = shutil.copytree(gallery, tmp_path / "full")
+    private = ["pictures/1.jpg", "index/index.db", "index/vectors-0.npy", "captions.csv", ".env"]
+    private += ["data/scenes-1/captions.csv", "serve/thumbnails/1-384", "runs/2026/rows.npz"]
+    for name in ("bundle/bundle.json", *private):
+        (full / name).parent.mkdir(parents=True, exist_ok=True)
+        (full / name).write_text("x")
+    own = ["hooks.py", "pegboard.toml", "requirements-serve.txt"]
+    assert context_of(full) == sorted([*own, "bundle/bundle.json"])
+    text = (full / "requirements-serve.txt").read_text()
+    assert re.findall(r"^pegboard-clip\[(.*)\]$", text, re.M) == ["serve"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "trains", "serves"),
+    [
+        ("small", "serve,train", "serve"),
+        ("ViT-B-16", "clip,serve,train", "clip,serve"),
+        ("chinese-clip", "chinese,serve,train", "serve"),
+    ],
+)
+def test_a_gallery_asks_for_what_its_architecture_reads_texts_with(
+    architecture: str, trains: str, serves: str, tmp_path: Path
+) -> None:
+    create(find_template("clip"), tmp_path / "mine", {"architecture": architecture})
+    for name, extras in (("requirements.txt", trains), ("requirements-serve.txt", serves)):
+        assert f"pegboard-clip[{extras}]" in (tmp_path / "mine" / name).read_text().splitlines()
 
 
 def test_a_plugins_image_is_given_its_package_and_a_bundle(plugin: Path, tmp_path: Path) -> None:

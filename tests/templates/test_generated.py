@@ -18,7 +18,15 @@ from pegboard.cli.scaffold import create, find_template
 from pegboard.hookspecs import HOOKS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PROJECTS = ["defect", "fraud", "lidar", "medical-classification", "medical-segmentation", "moco"]
+PROJECTS = [
+    "clip",
+    "defect",
+    "fraud",
+    "lidar",
+    "medical-classification",
+    "medical-segmentation",
+    "moco",
+]
 
 
 @pytest.fixture(scope="module", params=[*PROJECTS, "plugin"])

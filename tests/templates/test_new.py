@@ -54,6 +54,7 @@ def site_with_template(folder: Path, files: dict[str, str], *, version: str = "1
 
 SLUG = "{{cookiecutter.project_slug}}"
 NAMES = [
+    "clip",
     "defect",
     "fraud",
     "lidar",

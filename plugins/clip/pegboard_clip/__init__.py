@@ -1,0 +1,1 @@
+"""CLIP: search and sort pictures by what they show."""
