@@ -291,6 +291,7 @@ def numpy_pillars(run: Run, settings: Any, points: Array) -> Callable[[], Detect
     from pegboard.targets import onnx
     from pegboard.weights import load_trained
     from pegboard_lidar.grid import pillars_of
+    from pegboard_lidar.model import HALVES
     from pegboard_lidar.split_target import halves_of
 
     grid = pillars_of(settings)
@@ -302,16 +303,18 @@ def numpy_pillars(run: Run, settings: Any, points: Array) -> Callable[[], Detect
     ]
     bundle = read_bundle(run.bundle)
     candidate = bundle.candidate("onnx-split/fp32")
-    halves = halves_of(bundle.signature.windowed(), (1, encoder.features, grid.rows, grid.columns))
+    halves = halves_of(bundle.signature.windowed(), (1, encoder.channels, grid.rows, grid.columns))
     head = onnx.load(bundle.folder / candidate.file / "head" / onnx.FILE, halves["head"])
     low, high = np.array(settings.data.range[:3]), np.array(settings.data.range[3:])
 
     def detections() -> Detections:
         xyz = points[:, :3]
         inside = points[((xyz >= low) & (xyz < high)).all(axis=1)]
-        place = (inside[:, :2] - low[:2].astype(np.float32)) / np.float32(grid.side)
+        place = (inside[:, :2] - low[:2].astype(np.float32)) / np.float32(grid.side / HALVES)
         cell = place.astype(np.int64)
-        index = cell[:, 0] * grid.columns + cell[:, 1]
+        pillar, quarter = cell // HALVES, cell % HALVES
+        index = pillar[:, 0] * grid.columns + pillar[:, 1]
+        index = (index * HALVES + quarter[:, 0]) * HALVES + quarter[:, 1]
         order = np.argsort(index, kind="stable")
         inside, place, cell, index = inside[order], place[order], cell[order], index[order]
         z, flat = inside[:, 2:3], inside[:, :2]
@@ -327,7 +330,8 @@ def numpy_pillars(run: Run, settings: Any, points: Array) -> Callable[[], Detect
         hidden = np.maximum(told @ weights[0].T + weights[1], 0)
         features = np.maximum(hidden @ weights[2].T + weights[3], 0)
         starts = np.flatnonzero(np.concatenate([[True], index[1:] != index[:-1]]))
-        picture = np.zeros((grid.rows * grid.columns, encoder.features), dtype=np.float32)
+        quarters = grid.rows * grid.columns * HALVES**2
+        picture = np.zeros((quarters, encoder.features), dtype=np.float32)
         picture[index[starts]] = np.maximum.reduceat(features, starts)
         maps = picture.reshape(1, grid.rows, grid.columns, -1).transpose(0, 3, 1, 2)
         return detect(settings, head({"pillars": np.ascontiguousarray(maps)}))

@@ -121,10 +121,10 @@ def shift(scan: Scan, deviation: float) -> None:
     moved[:, :2] += np.random.normal(0, deviation, (len(moved), 2))
     others = ~np.eye(len(moved), dtype=bool)
     meets = (bev_iou(moved, moved) > 0) | (bev_iou(moved, scan.boxes) > 0)
-    for place in np.flatnonzero(~(meets & others).any(axis=1)):
-        by = moved[place, :2] - scan.boxes[place, :2]
-        inside = points_in_boxes(scan.points, scan.boxes[place : place + 1])[0]
-        scan.points[inside, :2] += by
+    free = np.flatnonzero(~(meets & others).any(axis=1))
+    for place, inside in zip(free, points_in_boxes(scan.points, scan.boxes[free]), strict=True):
+        points = np.flatnonzero(inside)
+        scan.points[points, :2] += moved[place, :2] - scan.boxes[place, :2]
         scan.boxes[place] = moved[place]
 
 

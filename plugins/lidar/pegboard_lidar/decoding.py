@@ -9,7 +9,7 @@ import numpy as np
 
 from pegboard.records import Array
 from pegboard_lidar.geometry import suppress
-from pegboard_lidar.grid import Grid, cells_of
+from pegboard_lidar.grid import Grid, pillars_of
 from pegboard_lidar.settings import LidarSettings
 
 OFFSET, HEIGHT, SIZE, HEADING, AXIS, VELOCITY = (
@@ -68,7 +68,7 @@ def detect(settings: LidarSettings, outputs: Mapping[str, Array]) -> Detections:
     model = settings.model
     labels, rows, columns = peaks(outputs["heat"], model.smallest_score)
     found = Detections(
-        boxes=boxes_at(outputs["boxes"], rows, columns, cells_of(settings)),
+        boxes=boxes_at(outputs["boxes"], rows, columns, pillars_of(settings)),
         scores=outputs["heat"][labels, rows, columns],
         labels=labels,
         velocity=outputs["boxes"][VELOCITY, rows, columns].T if model.velocity else None,

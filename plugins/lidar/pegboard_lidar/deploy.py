@@ -13,7 +13,7 @@ import numpy as np
 from pegboard.errors import DataError, RequestError
 from pegboard.records import Array, Predictor, Signature, TensorSpec, Thresholds
 from pegboard_lidar.decoding import BOX_CHANNELS, VELOCITY, Detections, detect
-from pegboard_lidar.grid import cells_of
+from pegboard_lidar.grid import pillars_of
 from pegboard_lidar.scans import finite, scan_from_bytes
 from pegboard_lidar.settings import LidarSettings
 
@@ -25,7 +25,7 @@ REMEDY = (
 
 def signature(settings: LidarSettings) -> Signature:
     """A scan in; maps of the objects' middles and boxes out."""
-    data, cells = settings.data, cells_of(settings)
+    data, cells = settings.data, pillars_of(settings)
     reach = float(np.abs(data.range).max())
     channels = VELOCITY.stop if settings.model.velocity else BOX_CHANNELS
     return Signature(

@@ -1,4 +1,4 @@
-"""The grid of pillars that a scan is sorted into, and that of the maps; NumPy alone.
+"""The grid of pillars that a scan is sorted into, and of the maps' cells; NumPy alone.
 
 Rows run ahead (x), columns to the left (y).
 """
@@ -9,9 +9,6 @@ from dataclasses import dataclass
 
 from pegboard.errors import SettingsError
 from pegboard_lidar.settings import LidarSettings
-
-STRIDE = 2
-"""Pillars along a side of a cell of the maps."""
 
 LEVELS = 3
 """Levels of the network; each halves both sides, so that the pillars must divide."""
@@ -32,19 +29,15 @@ class Grid:
     columns: int
     """Cells along y."""
 
-    def coarser(self, times: int) -> Grid:
-        """Return the grid of cells `times` as long."""
-        return Grid(
-            x=self.x,
-            y=self.y,
-            side=self.side * times,
-            rows=self.rows // times,
-            columns=self.columns // times,
-        )
+    @property
+    def corners(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return the smallest x and y, and the largest."""
+        end = self.x + self.rows * self.side, self.y + self.columns * self.side
+        return (self.x, self.y), end
 
 
 def pillars_of(settings: LidarSettings) -> Grid:
-    """Return the grid of the pillars.
+    """Return the grid of the pillars, which are the cells of the maps, too.
 
     Raises:
         SettingsError: Pillars do not divide the range into halves of halves.
@@ -73,8 +66,3 @@ def smaller(grid: Grid, size: tuple[float, float]) -> Grid:
         rows=min(rows, grid.rows),
         columns=min(columns, grid.columns),
     )
-
-
-def cells_of(settings: LidarSettings) -> Grid:
-    """Return the grid of the maps."""
-    return pillars_of(settings).coarser(STRIDE)

@@ -10,7 +10,7 @@ from pegboard import hookimpl
 
 if TYPE_CHECKING:
     import typer
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from pegboard.progress import Progress
     from pegboard.records import (
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Figure,
         Finding,
         Metric,
+        Optimization,
         Predictor,
         Rows,
         Sample,
@@ -102,6 +103,14 @@ def build_model(settings: LidarSettings) -> PillarDetector:
 def compute_loss(model: PillarDetector, batch: Batch) -> Mapping[str, Tensor]:
     """Ask the model, which knows its own."""
     return model.losses(batch)
+
+
+@hookimpl
+def build_optimizer(settings: LidarSettings, model: nn.Module, total_steps: int) -> Optimization:
+    """Turn filters, leave the rest to AdamW."""
+    from pegboard_lidar import optimizer
+
+    return optimizer.build(settings.train, model, total_steps)
 
 
 @hookimpl

@@ -1,11 +1,12 @@
 """The detector: dynamic pillars, a small pyramid, a centre-based head, and its loss.
 
-B scans of N points, K classes, C channels; a grid of X x Y pillars, maps of H x W cells.
+B scans of N points, K classes, C channels; a grid of X x Y pillars, maps of H x W cells, one
+a pillar.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from pegboard.records import Batch
 from pegboard_lidar.decoding import BOX_CHANNELS, HEIGHT, SIZE, VELOCITY
-from pegboard_lidar.grid import STRIDE, Grid, pillars_of, smaller
+from pegboard_lidar.grid import Grid, pillars_of, smaller
 from pegboard_lidar.objectives import Objective
 from pegboard_lidar.settings import LidarSettings, Range
 from pegboard_lidar.windows import cut
@@ -22,22 +23,31 @@ from pegboard_lidar.windows import cut
 HIDDEN = 16
 """Units between what is told of a point and its features."""
 
+HALVES = 2
+"""Along a side of a pillar: points are sorted into its quarters."""
+
+FINER = 2
+"""Cells of the maps along a side of a cell that the head sees; they are those of the pillars."""
+
 # --- Pillars --------------------------------------------------------------------------------------
 
 
 class PillarEncoder(nn.Module):
-    """Points to a picture of the ground: of every feature the maximum in each pillar.
+    """Points to a picture of the ground: of every feature the maximum in each quarter of a pillar.
 
     PointPillars (Lang et al., CVPR 2019) with the dynamic voxels of MVF (Zhou et al., CoRL 2019):
     any number of points in any number of pillars, none padded, none left out. Points outside the
-    range fall into one pillar more, which is thrown away, so that nothing depends on how many there
-    are; features are not negative, so that the zero of an empty pillar is exact and the order of
-    the points changes nothing.
+    range fall into one quarter more, which is thrown away, so that nothing depends on how many
+    there are; features are not negative, so that the zero of what is empty is exact and the order
+    of the points changes nothing.
+
+    The quarters of a pillar are channels of it (space to depth): the network sees outlines twice as
+    fine and has no more cells to go through.
 
     Args:
         grid: The pillars.
         range: Smallest and largest x, y, z that count.
-        features: C.
+        features: Of a quarter; C is four times as many.
         reflectance: Whether it is looked at.
     """
 
@@ -49,38 +59,63 @@ class PillarEncoder(nn.Module):
             nn.Linear(6 if reflectance else 5, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, features)
         )
 
+    @property
+    def channels(self) -> int:
+        """Return C."""
+        return self.features * HALVES**2
+
     def forward(self, points: Tensor) -> Tensor:
         """float32 (B, N, 4) -> (B, C, X, Y); a point that is not finite counts for nothing."""
-        count, grid = points.shape[0], self.grid
-        size = grid.rows * grid.columns
-        index, described = self._sorted(points.reshape(-1, 4))
-        if count > 1:
-            scan = torch.arange(count, device=points.device).repeat_interleave(points.shape[1])
-            index = index + (size + 1) * scan
-        found = self.describe(described).relu()  # (B * N, C)
-        pillars: Tensor = PillarMaximum.apply(found, index, count * (size + 1))  # type: ignore[no-untyped-call]
-        picture = pillars.reshape(count, size + 1, self.features)[:, :size]
-        return picture.reshape(count, grid.rows, grid.columns, self.features).permute(0, 3, 1, 2)
+        sorted_ = [self._sorted(scan, self.grid, self.range) for scan in points]
+        return self._picture(sorted_, self.grid)
 
-    def _sorted(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return of every point its pillar (N,) and what is told of it (N, 5 or 6).
+    def parts(self, points: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Return the pillars (B, C, x, y) of a part of each scan; other points cost nothing.
+
+        Args:
+            points: float32 (B, N, 4).
+            grids: B parts of the grid, equally large.
+        """
+        sorted_ = []
+        for scan, grid in zip(points, grids, strict=True):
+            low, high = grid.corners
+            is_near = (scan[:, :2] >= scan.new_tensor(low)) & (scan[:, :2] < scan.new_tensor(high))
+            limits = (*low, self.range[2], *high, self.range[5])
+            sorted_.append(self._sorted(scan[is_near.all(dim=-1)], grid, limits))
+        return self._picture(sorted_, grids[0])
+
+    def _picture(self, scans: Sequence[tuple[Tensor, Tensor]], grid: Grid) -> Tensor:
+        """Return the pillars (B, C, X, Y) of points that are sorted into them, scan by scan."""
+        size = grid.rows * grid.columns * HALVES**2
+        index = torch.cat([place + (size + 1) * scan for scan, (place, _) in enumerate(scans)])
+        found = self.describe(torch.cat([told for _, told in scans])).relu()  # (points, features)
+        quarters: Tensor = PillarMaximum.apply(found, index, len(scans) * (size + 1))  # type: ignore[no-untyped-call]
+        picture = quarters.reshape(len(scans), size + 1, self.features)[:, :size]
+        shape = len(scans), grid.rows, grid.columns, self.channels
+        return picture.reshape(shape).permute(0, 3, 1, 2)
+
+    def _sorted(self, points: Tensor, grid: Grid, limits: Range) -> tuple[Tensor, Tensor]:
+        """Return of every point its quarter (N,) and what is told of it (N, 5 or 6).
 
         Column by column: a runtime goes through a whole column at once.
         """
-        grid, size = self.grid, self.grid.rows * self.grid.columns
+        size = grid.rows * grid.columns * HALVES**2
         columns = points.unbind(dim=-1)
         is_inside = torch.ones_like(columns[0], dtype=torch.bool)
-        for column, low, high in zip(columns, self.range[:3], self.range[3:], strict=False):
+        for column, low, high in zip(columns, limits[:3], limits[3:], strict=False):
             is_inside = is_inside & (column >= low) & (column < high)
         # Also what is not finite becomes harmless: it is outside.
         x, y, z, reflectance = (torch.where(is_inside, column, 0.0) for column in columns)
         row, column = (x - grid.x) / grid.side, (y - grid.y) / grid.side
         first, second = row.floor(), column.floor()
+        row, column = (row - first) * HALVES, (column - second) * HALVES
+        down, right = row.floor(), column.floor()
+        pillar = first * grid.columns + second
         # Rounding may put a point on the far edge one cell too far.
-        index = (first * grid.columns + second).long().clamp(0, size - 1)
+        index = ((pillar * HALVES + down) * HALVES + right).long().clamp(0, size - 1)
         told = [
-            (row - first) * 2 - 1,
-            (column - second) * 2 - 1,
+            (row - down) * 2 - 1,
+            (column - right) * 2 - 1,
             z,
             z * z / 4,
             (x * x + y * y).sqrt() / 50,
@@ -191,7 +226,9 @@ def middling(boxes: int) -> Tensor:
 class CentreHead(nn.Module):
     """What is in the middle of each cell: objects are points (Yin et al., CVPR 2021).
 
-    Beside heat and box it tells how well the box will fit (Jiang et al., IoU-Net, ECCV 2018).
+    Beside heat and box it tells how well the box will fit (Jiang et al., IoU-Net, ECCV 2018). It
+    tells of each quarter of a cell on its own (sub-pixel convolution, Shi et al., CVPR 2016):
+    people who stand side by side have middles in different ones.
 
     Args:
         channels: Of the picture.
@@ -205,12 +242,17 @@ class CentreHead(nn.Module):
         # Wider than what it sees: numbers of unlike kinds come out of it.
         self.shared = convolution(channels, 2 * channels, 3)
         begin = torch.cat([torch.full((classes,), RARE), torch.zeros(1), middling(boxes)])
+        begin = begin.repeat_interleave(FINER**2)
         self.maps = nn.Conv2d(2 * channels, len(begin), 1)
         self.maps.bias = nn.Parameter(begin)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, H, W) -> logits (B, K, H, W), overlap (B, 1, H, W), boxes (B, 10 or 12, H, W)."""
-        logits, overlap, boxes = self.maps(self.shared(picture)).split(self.parts, dim=1)
+        """(B, C, h, w) -> logits (B, K, H, W), overlap (B, 1, H, W), boxes (B, 10 or 12, H, W).
+
+        H and W are twice h and w.
+        """
+        maps = nn.functional.pixel_shuffle(self.maps(self.shared(picture)), FINER)
+        logits, overlap, boxes = maps.split(self.parts, dim=1)
         return logits, overlap, boxes
 
 
@@ -250,8 +292,8 @@ class PillarDetector(nn.Module):
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
         """Compare the maps of parts of B scans with their objects."""
-        pillars = self.encoder(batch.inputs["points"])
-        parts, targets = cut(self.encoder.grid, self.window, pillars, batch.targets)
+        grids, targets = cut(self.encoder.grid, self.window, batch.targets)
+        parts = self.encoder.parts(batch.inputs["points"], grids)
         # Three times as fast on a CPU.
         maps = self.head(parts.contiguous(memory_format=torch.channels_last))
         logits, overlap, boxes = (one.float() for one in maps)
@@ -267,10 +309,10 @@ def build(settings: LidarSettings) -> PillarDetector:
     )
     boxes = VELOCITY.stop if model.velocity else BOX_CHANNELS
     head = nn.Sequential(
-        Pyramid(model.features, model.channels, model.blocks),
+        Pyramid(encoder.channels, model.channels, model.blocks),
         CentreHead(model.channels[0], len(data.classes), boxes),
     )
     head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # No stub.
     window = settings.train.window
-    learnt = smaller(pillars_of(settings), window).coarser(STRIDE)
+    learnt = smaller(pillars_of(settings), window)
     return PillarDetector(encoder, head, Objective(learnt, len(data.classes)), window)

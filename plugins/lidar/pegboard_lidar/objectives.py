@@ -75,7 +75,7 @@ class Objective(nn.Module):
         corner = torch.tensor([grid.x, grid.y], device=boxes.device)
         middle = (boxes[..., :2] - corner) / grid.side  # (B, M, 2), in cells
         cell = middle.floor().long()[:, :, None] + self.around  # (B, M, R, 2)
-        deviation = ((boxes[..., 3] * boxes[..., 4]).sqrt() / grid.side / 6).clamp(0.7, 1.5)
+        deviation = ((boxes[..., 3] * boxes[..., 4]).sqrt() / grid.side / 6).clamp(1.2, 1.5)
         squared = self.around.square().sum(dim=-1)  # (R,)
         heat = torch.exp(-squared / (2 * deviation.square()[..., None]))
         is_there = (cell >= 0).all(dim=-1)

@@ -89,7 +89,7 @@ class LidarModel(ModelSettings):
     """`[model]`: the grid, the network, and what counts as found."""
 
     pillar: PositiveFloat = Field(default=0.32, description="Metres of a pillar's side.")
-    features: PositiveInt = Field(default=24, description="Features of a pillar.")
+    features: PositiveInt = Field(default=12, description="Features of each quarter of a pillar.")
     channels: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
         default=(32, 64, 96), description="Channels at 2, 4 and 8 times the pillar's side."
     )
@@ -123,7 +123,7 @@ class AugmentSettings(Table):
         default=0.1, description="Deviation of each object's shift, in metres."
     )
     pasted: tuple[NonNegativeInt, ...] = Field(
-        default=(2, 4, 4),
+        default=(5, 10, 5),
         description="Objects of each class pasted in from other scans (ground-truth sampling).",
     )
 
@@ -142,7 +142,9 @@ class LidarTrain(TrainSettings):
     eval_batch_size: NonNegativeInt = Field(
         default=1, description="Scans per batch where nothing is learnt: they differ in length."
     )
-    lr: PositiveFloat = Field(default=4e-3, description="Peak learning rate.")
+    lr: PositiveFloat = Field(
+        default=4e-3, description="Peak learning rate; of filters eight times as much."
+    )
     weight_decay: NonNegativeFloat = Field(default=1e-2, description="Decoupled weight decay.")
     clip_grad_norm: NonNegativeFloat = Field(default=10.0, description="Largest gradient norm.")
     augment: AugmentSettings = AugmentSettings()

@@ -65,8 +65,8 @@ def export(request: ExportRequest) -> Path:
             where=type(detector).__name__,
             remedy="take 'onnx-split' out of deploy.targets, or give it both",
         )
-    grid, features = detector.encoder.grid, detector.encoder.features
-    halves = halves_of(request.signature, (1, features, grid.rows, grid.columns))
+    grid, channels = detector.encoder.grid, detector.encoder.channels
+    halves = halves_of(request.signature, (1, channels, grid.rows, grid.columns))
     for name, module in (("encoder", Encoder(detector.encoder)), ("head", Head(detector))):
         folder = request.folder / FOLDER / name
         folder.mkdir(parents=True)

@@ -9,6 +9,7 @@ B scans, M objects each (padded), C features.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,34 +19,33 @@ from pegboard_lidar.grid import LEVELS, Grid, smaller
 
 
 def cut(
-    grid: Grid, size: tuple[float, float], pillars: Tensor, targets: Mapping[str, Any]
-) -> tuple[Tensor, dict[str, Any]]:
+    grid: Grid, size: tuple[float, float], targets: Mapping[str, Any]
+) -> tuple[list[Grid], dict[str, Any]]:
     """Cut a part out of every scan, around an object that is drawn by lot.
 
     Args:
         grid: Of the pillars.
         size: Metres ahead and across.
-        pillars: (B, C, X, Y).
         targets: `boxes` (B, M, 7) and `labels` (B, M) among them.
 
     Returns:
-        Pillars (B, C, x, y) and the targets, their boxes moved as if each part began where the
-        grid does.
+        The B parts, and the targets, their boxes moved as if each part began where the grid does.
     """
     part = smaller(grid, size)
     boxes = targets["boxes"].clone()
     parts = []
     for scan, labels in enumerate(targets["labels"]):
         row, column = _corner(grid, part, boxes[scan][labels >= 0])
-        parts.append(pillars[scan, :, row : row + part.rows, column : column + part.columns])
-        boxes[scan, :, 0] -= row * grid.side
-        boxes[scan, :, 1] -= column * grid.side
-    return torch.stack(parts), {**targets, "boxes": boxes}
+        ahead, aside = row * grid.side, column * grid.side
+        parts.append(replace(part, x=grid.x + ahead, y=grid.y + aside))
+        boxes[scan, :, 0] -= ahead
+        boxes[scan, :, 1] -= aside
+    return parts, {**targets, "boxes": boxes}
 
 
 def _corner(grid: Grid, part: Grid, boxes: Tensor) -> tuple[int, int]:
     """Draw where a part begins, in pillars: about an object somewhere in it, or anywhere."""
-    # Cells of the maps begin with every second pillar, those of the coarsest level with every 8th.
+    # Cells of the coarsest level begin with every eighth pillar.
     step = 2**LEVELS
     size = torch.tensor([part.rows, part.columns])
     free = torch.tensor([grid.rows, grid.columns]) - size

@@ -33,7 +33,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LidarSettin
                 {"folder": folder, "range": (0, -8, -3, 16, 8, 1), **(data or {})}
             ),
             model=LidarModel.model_validate(
-                {"pillar": 0.5, "features": 4, "channels": (4, 4, 4), "blocks": (1, 1, 1), **model}
+                {"pillar": 1.0, "features": 4, "channels": (4, 4, 4), "blocks": (1, 1, 1), **model}
             ),
             train=LidarTrain(augment=AugmentSettings.model_validate(nothing | (augment or {}))),
         )

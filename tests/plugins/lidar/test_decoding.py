@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pegboard_lidar.decoding import HEADING, OFFSET, Detections, boxes_at, detect, peaks
-from pegboard_lidar.grid import cells_of
+from pegboard_lidar.grid import pillars_of
 from pegboard_lidar.objectives import Objective
 from pegboard_lidar.settings import LidarSettings
 
@@ -66,9 +66,9 @@ def told_of(objective: Objective, box: Array) -> tuple[Array, int, int]:
 @pytest.mark.parametrize("box", truth(12), ids=lambda box: f"{box[6]:.2f}")
 def test_what_the_loss_asks_for_is_read_as_the_same_box(small: Small, box: Array) -> None:
     settings = small()
-    maps, row, column = told_of(Objective(cells_of(settings), 3), box)
+    maps, row, column = told_of(Objective(pillars_of(settings), 3), box)
     assert (np.abs(maps[OFFSET, row, column]) <= 0.5).all()
-    found = boxes_at(maps, np.array([row]), np.array([column]), cells_of(settings))
+    found = boxes_at(maps, np.array([row]), np.array([column]), pillars_of(settings))
     np.testing.assert_allclose(found[0, :6], box[:6], atol=1e-4)
     assert np.cos(found[0, 6] - box[6]) == pytest.approx(1.0, abs=1e-6)
     assert found.dtype == np.float32
@@ -79,7 +79,7 @@ def test_which_end_is_the_front_is_the_headings_word_and_the_axis_the_axis(
     small: Small, yaw: float
 ) -> None:
     """A heading that is little sure and a little wrong turns the box by nothing or by half."""
-    grid = cells_of(small())
+    grid = pillars_of(small())
     box = np.array([8.2, 1.3, -1, 4, 2, 1.5, yaw], dtype=np.float32)
     maps, row, column = told_of(Objective(grid, 3), box)
     wrong = yaw + 0.6
@@ -92,7 +92,7 @@ def test_which_end_is_the_front_is_the_headings_word_and_the_axis_the_axis(
 def test_a_box_is_told_by_every_cell_around_its_middle(small: Small) -> None:
     """The loss teaches neighbours, too: from each of them the same box must be read."""
     settings = small()
-    objective = Objective(cells_of(settings), 3)
+    objective = Objective(pillars_of(settings), 3)
     box = np.array([8.2, 1.3, -1, 4, 2, 1.5, 0.7], dtype=np.float32)
     targets = {
         "boxes": torch.from_numpy(box)[None, None],
@@ -106,7 +106,7 @@ def test_a_box_is_told_by_every_cell_around_its_middle(small: Small) -> None:
     true = objective._true(offset, zero, zero, targets).numpy()
     maps = np.zeros((10, 16, 16), dtype=np.float32)
     maps[:, near[:, 0], near[:, 1]] = true.T
-    found = boxes_at(maps, near[:, 0].numpy(), near[:, 1].numpy(), cells_of(settings))
+    found = boxes_at(maps, near[:, 0].numpy(), near[:, 1].numpy(), pillars_of(settings))
     np.testing.assert_allclose(found, np.tile(box, (len(near), 1)), atol=1e-4)
 
 
@@ -115,7 +115,7 @@ def test_a_box_is_told_by_every_cell_around_its_middle(small: Small) -> None:
 
 def maps_of(settings: LidarSettings, boxes: Array, labels: Array, scores: Array) -> dict[str, Any]:
     """Return maps that tell of objects without a mistake."""
-    objective = Objective(cells_of(settings), 3)
+    objective = Objective(pillars_of(settings), 3)
     heat = np.zeros((3, 16, 16), dtype=np.float32)
     told = np.zeros((10, 16, 16), dtype=np.float32)
     for box, label, score in zip(boxes, labels, scores, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,23 @@ def test_a_pillar_is_where_its_points_are(small: Small) -> None:
     points = torch.tensor([[3.2, -6.1, -1.0, 0.0], [15.9, 7.9, 0.5, 0.0], [0.0, -8.0, -3.0, 0.0]])
     with torch.no_grad():
         picture = encoder(points[None])[0]
-    assert picture.shape == (4, 32, 32) == (4, grid.rows, grid.columns)
-    seen = set(map(tuple, torch.nonzero(picture.sum(dim=0)).tolist()))
-    assert seen == {(6, 3), (31, 31), (0, 0)}
+    assert picture.shape == (16, 16, 16) == (encoder.channels, grid.rows, grid.columns)
+    quarters = picture.reshape(2, 2, 4, 16, 16).sum(dim=2)
+    seen = set(map(tuple, torch.nonzero(quarters).tolist()))
+    assert seen == {(0, 1, 3, 1), (1, 1, 15, 15), (0, 0, 0, 0)}
+
+
+def test_a_part_of_a_scan_has_the_pillars_that_the_whole_has_there(small: Small) -> None:
+    torch.manual_seed(0)
+    encoder = build(small()).encoder
+    points = torch.stack([cloud(3000, seed=1), cloud(3000, seed=2)])
+    parts = [replace(encoder.grid, rows=8, columns=8, x=x, y=y) for x, y in ((0, -8), (8, -3))]
+    with torch.no_grad():
+        whole, found = encoder(points), encoder.parts(points, parts)
+    assert found.shape == (2, 16, 8, 8)
+    assert (found != 0).any()
+    torch.testing.assert_close(found[0], whole[0, :, :8, :8])
+    torch.testing.assert_close(found[1], whole[1, :, 8:, 5:13])
 
 
 def test_a_scan_is_the_same_alone_and_in_a_batch(detector: PillarDetector) -> None:
@@ -142,7 +157,7 @@ def torchs_maximum(found: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 def test_pillars_that_do_not_divide_say_what_would(small: Small) -> None:
-    with pytest.raises(SettingsError, match=r"32 x 36 pillars .* multiple of 4 m"):
+    with pytest.raises(SettingsError, match=r"16 x 18 pillars .* multiple of 8 m"):
         build(small(data={"range": (0, -9, -3, 16, 9, 1)}))
 
 
