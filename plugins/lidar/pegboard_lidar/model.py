@@ -245,13 +245,14 @@ class CentreHead(nn.Module):
         begin = begin.repeat_interleave(FINER**2)
         self.maps = nn.Conv2d(2 * channels, len(begin), 1)
         self.maps.bias = nn.Parameter(begin)
+        self.quarters = nn.PixelShuffle(FINER)
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, h, w) -> logits (B, K, H, W), overlap (B, 1, H, W), boxes (B, 10 or 12, H, W).
 
         H and W are twice h and w.
         """
-        maps = nn.functional.pixel_shuffle(self.maps(self.shared(picture)), FINER)
+        maps = self.quarters(self.maps(self.shared(picture)))
         logits, overlap, boxes = maps.split(self.parts, dim=1)
         return logits, overlap, boxes
 
