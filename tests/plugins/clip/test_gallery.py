@@ -314,15 +314,20 @@ def upload(browser: Browser, selector: str, file: Path) -> None:
     browser._ask("POST", f"/element/{element}/value", {"text": str(file)})
 
 
+def visit(browser: Browser, url: str) -> None:
+    """Open a page afresh; what the page before had to say is not its fault."""
+    browser.open("about:blank")
+    browser.problems()
+    browser.open(url)
+
+
 def text_of(browser: Browser, identity: str) -> str:
     found: str = browser.run(f"document.getElementById('{identity}').textContent")
     return found
 
 
 def test_who_types_a_query_sees_the_right_picture_first(browser: Browser, page: Page) -> None:
-    browser.open("about:blank")
-    browser.problems()
-    browser.open(page.url)
+    visit(browser, page.url)
     browser.until(SHOWN, 6)
     assert text_of(browser, "said") == "6 pictures, the newest first"
     type_query(browser, "red apple")
@@ -342,8 +347,7 @@ def test_who_types_a_query_sees_the_right_picture_first(browser: Browser, page: 
 
 
 def test_a_click_searches_by_that_picture(browser: Browser, page: Page) -> None:
-    browser.open("about:blank")
-    browser.open(page.url + "#q=apple")
+    visit(browser, page.url + "#q=apple")
     browser.until(FIRST, "apple.png")
     browser.click("[title='pictures/leaf.png']")
     browser.until(FIRST, "leaf.png")
@@ -355,8 +359,7 @@ def test_a_click_searches_by_that_picture(browser: Browser, page: Page) -> None:
 
 
 def test_a_picture_is_uploaded_and_dropped(browser: Browser, page: Page, tmp_path: Path) -> None:
-    browser.open("about:blank")
-    browser.open(page.url)
+    visit(browser, page.url)
     browser.until(SHOWN, 6)
     upload(browser, "#file", paint(tmp_path / "mine.png", "yellow"))
     browser.until(FIRST, "lemon.png")
@@ -378,8 +381,7 @@ def test_a_picture_is_uploaded_and_dropped(browser: Browser, page: Page, tmp_pat
 
 
 def test_the_gallery_is_used_by_keys_alone(browser: Browser, page: Page) -> None:
-    browser.open("about:blank")
-    browser.open(page.url + "#q=leaf")
+    visit(browser, page.url + "#q=leaf")
     browser.until(FIRST, "leaf.png")
     browser.press("/")
     assert browser.run("document.activeElement.id") == "q"
@@ -394,8 +396,7 @@ def test_the_gallery_is_used_by_keys_alone(browser: Browser, page: Page) -> None
 
 
 def test_a_name_that_is_html_is_shown_as_it_is(browser: Browser, page: Page) -> None:
-    browser.open("about:blank")
-    browser.open(page.url + "#q=black")
+    visit(browser, page.url + "#q=black")
     browser.until(FIRST, SVG_NAME)
     assert browser.run("document.querySelectorAll('img[src=\"x\"]').length") == 0
     type_query(browser, "<b>x</b>")
@@ -404,8 +405,7 @@ def test_a_name_that_is_html_is_shown_as_it_is(browser: Browser, page: Page) -> 
 
 
 def test_an_error_and_a_warning_are_said_where_they_are_seen(browser: Browser, page: Page) -> None:
-    browser.open("about:blank")
-    browser.open(page.url + "#q=" + "%E8%8B%B9%E6%9E%9C")
+    visit(browser, page.url + "#q=" + "%E8%8B%B9%E6%9E%9C")
     browser.until("document.getElementById('warning').hidden", False)
     assert "does not know Chinese" in text_of(browser, "warning")
     type_query(browser, "apple +")
@@ -437,8 +437,7 @@ def test_a_server_with_a_token_is_asked_with_it(
 ) -> None:
     monkeypatch.setenv("PEGBOARD_SERVE_TOKEN", "secret")
     page = server.serve(Service(index, tmp_path))
-    browser.open("about:blank")
-    browser.open(page.url)
+    visit(browser, page.url)
     browser.until("document.getElementById('ask-token').open")
     browser.press(*"secret", ENTER)
     browser.until(SHOWN, 6)
@@ -470,8 +469,7 @@ def test_more_are_shown_when_asked_for(
     fill(tmp_path / "index", many_pictures(tmp_path / "holiday"))
     service = Service(tmp_path / "index", tmp_path)
     page = server.serve(service)
-    browser.open("about:blank")
-    browser.open(page.url + "#q=red%20apple")
+    visit(browser, page.url + "#q=red%20apple")
     browser.until("document.querySelectorAll('.tile').length", 60)
     browser.until(f"{SHOWN} > 11")
     browser.screenshot(tmp_path / "gallery.png")
