@@ -71,8 +71,7 @@ devices = 1
 {train}
 """
 
-SCRATCH = """epochs = 60
-batch_size = 256
+SCRATCH = """epochs = 42
 keep = "last"
 """
 """Of the emoji."""
@@ -269,8 +268,8 @@ def _peer_command(run: Run, first: Path, peer: Path) -> list[str]:
         "lr": PEER_LR,
         "wd": 0.2,
         "beta1": 0.9,
-        "beta2": 0.999,
-        "eps": 1e-8,
+        "beta2": 0.98,
+        "eps": 1e-6,
         "warmup": round(0.1 * steps),
         "workers": 0,
         "device": "cpu",

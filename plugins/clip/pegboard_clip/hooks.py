@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Figure,
         Finding,
         Metric,
+        Optimization,
         Predictor,
         Route,
         Rows,
@@ -96,6 +97,14 @@ def compute_loss(settings: ClipSettings, model: nn.Module, batch: Batch) -> Mapp
     from pegboard_clip import objectives
 
     return objectives.losses(model, batch, settings)
+
+
+@hookimpl
+def build_optimizer(settings: ClipSettings, model: nn.Module, total_steps: int) -> Optimization:
+    """AdamW with CLIP's betas."""
+    from pegboard_clip import training
+
+    return training.optimization(settings, model, total_steps)
 
 
 @hookimpl

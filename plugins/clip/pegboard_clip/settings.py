@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pegboard.settings import (
     DataSettings,
@@ -115,7 +115,7 @@ class AugmentSettings(Table):
     """`[train.augment]`: how a training image is changed; a caption must stay true."""
 
     crop: Portion = Field(
-        default=0.6, description="Smallest share of the image's area that a crop keeps; 1: none."
+        default=0.7, description="Smallest share of the image's area that a crop keeps; 1: none."
     )
     flip: bool = Field(
         default=False, description="Mirror left and right; a caption may say 'left'."
@@ -141,9 +141,12 @@ class ClipTrain(TrainSettings):
         description="Share of the fine-tuned weights between the checkpoint's and theirs "
         "(WiSE-FT); 1: fine-tuned alone.",
     )
-    epochs: PositiveInt = Field(default=30, description="Passes over the train split.")
+    epochs: PositiveInt = Field(default=40, description="Passes over the train split.")
     batch_size: PositiveInt = Field(default=256, description="Pairs per optimiser step.")
-    lr: PositiveFloat = Field(default=1e-3, description="Peak learning rate.")
+    lr: PositiveFloat = Field(
+        default=2e-3, description="Peak learning rate; from a checkpoint about 1e-5."
+    )
+    weight_decay: NonNegativeFloat = Field(default=0.05, description="Decoupled weight decay.")
     augment: AugmentSettings = AugmentSettings()
 
 
