@@ -10,7 +10,8 @@ for CPUs, so it is put into a folder of its own and torchvision is told of two o
 does not find:
 
     pip install --target FOLDER --no-deps open_clip_torch==3.3.0 timm==1.0.31 \
-        torchvision==0.28.0 ftfy regex wcwidth tqdm pandas python-dateutil pytz six tzdata
+        torchvision==0.28.0 ftfy regex wcwidth tqdm braceexpand webdataset pandas python-dateutil \
+        pytz six tzdata
     python benchmarks/clip.py --only open_clip --open-clip FOLDER
 
 Runtimes: the image tower of ViT-B/16, random weights, one picture on one thread, candidates by
@@ -71,7 +72,7 @@ devices = 1
 {train}
 """
 
-SCRATCH = """epochs = 42
+SCRATCH = """epochs = 37
 keep = "last"
 """
 """Of the emoji."""
