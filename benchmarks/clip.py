@@ -72,7 +72,7 @@ devices = 1
 {train}
 """
 
-SCRATCH = """epochs = 37
+SCRATCH = """epochs = 42
 keep = "last"
 """
 """Of the emoji."""
@@ -256,7 +256,8 @@ def _peer_command(run: Run, first: Path, peer: Path) -> list[str]:
     atomic_write(peer / "peer-vit.json", json.dumps(config, indent=1) + "\n")
     atomic_write(peer / "train.py", _SHIM.format(config=str(peer / "peer-vit.json")))
     table = peer / "train.csv"
-    lines = [f"{EMOJI / 'png72' / row['image']}\t{row['caption']}" for row in _rows("train")]
+    # On white, as ours: open_clip drops what says where a picture is transparent.
+    lines = [f"{_on_white(row['image'], peer)}\t{row['caption']}" for row in _rows("train")]
     atomic_write(table, "\n".join(["filepath\ttitle", *lines]) + "\n")
     steps = PEER_EPOCHS * (len(lines) // PEER_BATCH)
     options: Mapping[str, Any] = {
@@ -285,6 +286,16 @@ def _peer_command(run: Run, first: Path, peer: Path) -> list[str]:
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return [sys.executable, str(peer / "train.py"), *words]
+
+
+def _on_white(name: str, peer: Path) -> Path:
+    from pegboard_clip.images import read_image
+
+    path = peer / "pictures" / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        read_image(EMOJI / "png72" / name, pixels=10**6, where=name).save(path)
+    return path
 
 
 def _rows(split: str) -> list[dict[str, str]]:

@@ -104,6 +104,7 @@ classes = ["good", "defect"]
 size = [150, 150]
 
 [train]
+epochs = {epochs}
 keep = "last"
 devices = 1
 seed = {seed}
@@ -161,6 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--pretraining", type=int, default=50, help="Epochs of MoCo.")
     parser.add_argument("--speed", action="store_true", help="Frames a second, and nothing else.")
     asked = parser.parse_args()
     progress = new_progress()
@@ -170,7 +172,7 @@ def main() -> None:
     table: dict[str, dict[int, dict[str, float]]] = {}
     for seed in asked.seeds:
         for variant in asked.variants:
-            run = measured(variant, seed, progress)
+            run = measured(variant, seed, asked.pretraining, progress)
             table.setdefault(variant, {})[seed] = figures(run)
             if variant == "augmented":
                 table.setdefault("hog_svm", {})[seed] = figures(run, baseline="hog_svm")
@@ -181,12 +183,12 @@ def main() -> None:
 # --------------------------------------------------------------------------- projects
 
 
-def measured(variant: str, seed: int, progress: Progress) -> Run:
+def measured(variant: str, seed: int, pretraining: int, progress: Progress) -> Run:
     """Return a variant's run, evaluated."""
     folder = RESULTS / f"{variant}-{seed}"
     model = ""
     if variant == "moco":
-        model = f'weights = "{pretrained(seed, progress)}"'
+        model = f'weights = "{pretrained(seed, pretraining, progress)}"'
     write_cells(folder, seed)
     atomic_write(
         folder / "pegboard.toml",
@@ -199,13 +201,13 @@ def measured(variant: str, seed: int, progress: Progress) -> Run:
     return run
 
 
-def pretrained(seed: int, progress: Progress) -> Path:
+def pretrained(seed: int, epochs: int, progress: Progress) -> Path:
     """Train a backbone on the training cells of a seed, without their labels; return its file."""
     from pegboard_defect.moco.commands import write_backbone
 
     folder = RESULTS / f"pretrain-{seed}"
     write_cells(folder, seed, test=False)
-    atomic_write(folder / "pegboard.toml", MOCO.format(seed=seed))
+    atomic_write(folder / "pegboard.toml", MOCO.format(seed=seed, epochs=epochs))
     run = open_run(open_project(folder), progress)
     run_stages(run, "train", progress)
     file: Path = write_backbone(run)
