@@ -402,27 +402,30 @@ def vit_b_16(progress: Progress) -> dict[str, Predictor]:
     for name in ("onnx", "openvino"):
         target = find_target(offered, name)
         folder = run.project.folder / name
-        source = folder / "fp32" / {"onnx": "model.onnx", "openvino": "model.xml"}[name]
+        # OpenVINO's model is a folder.
+        file = {"onnx": "model.onnx", "openvino": ""}[name]
+        source = folder / "fp32" / file
         if not source.exists():
-            source.parent.mkdir(parents=True, exist_ok=True)
+            (folder / "fp32").mkdir(parents=True)
             target.export(
-                ExportRequest(deployable=tower, signature=signature, folder=source.parent)
+                ExportRequest(deployable=tower, signature=signature, folder=folder / "fp32")
             )
         predictors[f"{name} fp32"] = target.load(source, signature)
         for kind, compress in target.compressions.items():
             made = folder / kind
             try:
-                if not (made / source.name).exists():
-                    made.mkdir(parents=True, exist_ok=True)
-                    compress(
-                        CompressRequest(
-                            source=source,
-                            signature=signature,
-                            folder=made,
-                            calibration=[_pictures(32)],
+                if not made.exists():
+                    with atomic_path(made) as partial:
+                        partial.mkdir()
+                        compress(
+                            CompressRequest(
+                                source=source,
+                                signature=signature,
+                                folder=partial,
+                                calibration=[_pictures(32)],
+                            )
                         )
-                    )
-                predictors[f"{name} {kind}"] = target.load(made / source.name, signature)
+                predictors[f"{name} {kind}"] = target.load(made / file, signature)
             # A precision that this processor lacks, and whatever a quantiser raises.
             except Exception as error:
                 progress.say(f"{name} {kind}: left out: {error}")
