@@ -194,7 +194,7 @@ def test_each_tower_answers_alike_as_onnx(
 
     module = tower(clip)
     exported = export(ExportRequest(deployable=module, signature=signature, folder=tmp_path))
-    session = onnxruntime.InferenceSession(exported.path)
+    session = onnxruntime.InferenceSession(str(exported))
     for batch, tokens in ((1, 1), (3, 5), (2, 12)):
         arrays = signature.example(batch=batch, tokens=tokens)
         with torch.no_grad():

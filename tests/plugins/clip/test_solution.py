@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pegboard.bundle import read_bundle
+from pegboard.bundle import read_bundle, write_manifest
 from pegboard.evaluation import ModulePredictor, batches_of, completed, tabulated
 from pegboard.files import sha256_of
 from pegboard.lifecycle import open_run, run_stages
@@ -106,15 +108,15 @@ def test_a_bundle_embeds_without_the_project_that_made_it(verified: Run, tmp_pat
     )
 
 
-def test_the_same_model_keeps_its_index_and_another_does_not(verified: Run) -> None:
-    """Measured again, the bundle is another; what it embeds is the same."""
-    folder = verified.project.folder
-    before = open_encoder(folder).model, read_bundle(verified.bundle).version
-    run_stages(verified, "verify", SilentProgress(), again=True)
-    assert open_encoder(folder).model == before[0]
-    bundle = read_bundle(verified.bundle)
-    assert bundle.version != before[1]
-    assert model_of(bundle, bundle.candidate("torch/fp32")) != before[0]
+def test_the_same_model_keeps_its_index_and_another_does_not(verified: Run, tmp_path: Path) -> None:
+    """Written again, with other measurements, the bundle is another; what it embeds is the same."""
+    folder = Path(shutil.copytree(verified.bundle, tmp_path / "bundle"))
+    first = open_encoder(tmp_path, folder).model
+    before = read_bundle(folder)
+    after = write_manifest(replace(before, created="2030-01-01T00:00:00Z"))
+    assert after.version != before.version
+    assert open_encoder(tmp_path, folder).model == first
+    assert model_of(after, after.candidate("torch/fp32")) != first
 
 
 def test_the_report_shows_queries_with_their_pictures(verified: Run) -> None:
