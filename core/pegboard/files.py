@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pegboard.errors import PegboardError
+from pegboard.errors import PegboardError, RunLockedError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_IN_WORDS = re.compile(
@@ -73,6 +74,21 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused because JSON has none."""
     atomic_write(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def locked(folder: Path, *, what: str, remedy: str) -> Iterator[None]:
+    """Keep every other process that asks the same out of a folder, as long as this one lives.
+
+    Raises:
+        RunLockedError: One was first; `what` and `remedy` are its sentence.
+    """
+    with (folder / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunLockedError(what, where=str(folder), remedy=remedy) from None
+        yield
 
 
 def remove(path: Path) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from pegboard.records import Split
+from pegboard.errors import PegboardError
+from pegboard.records import Finding, Split
+
+
+def finding_of(error: PegboardError) -> Finding:
+    """Return the finding that says what an error says."""
+    return Finding(level="error", what=error.what, where=error.where, remedy=error.remedy)
 
 
 def first_few(places: Iterable[str], most: int = 3) -> str:

@@ -284,13 +284,20 @@ class Signature:
 
     def asked(self, names: Collection[str]) -> tuple[TensorSpec, ...]:
         """Return the inputs that belong to a request with some of them: those of whole parts."""
-        asked = {
-            name
-            for part in self.parts.values()
-            if not set(names).isdisjoint(part.inputs)
-            for name in part.inputs
-        }
+        if not self.parts:
+            return self.inputs
+        parts = [part for part in self.parts.values() if not set(names).isdisjoint(part.inputs)]
+        asked = {name for part in parts for name in part.inputs}
         return tuple(spec for spec in self.inputs if not asked or spec.name in asked)
+
+    def answered(self, names: Collection[str]) -> tuple[TensorSpec, ...]:
+        """Return the outputs that a request with some inputs is answered with."""
+        if not self.parts:
+            return self.outputs
+        asked = {spec.name for spec in self.asked(names)}
+        parts = [part for part in self.parts.values() if asked.issuperset(part.inputs)]
+        answered = {name for part in parts for name in part.outputs}
+        return tuple(spec for spec in self.outputs if spec.name in answered)
 
     def windowed(self) -> Signature:
         """Return what the model itself takes and returns.
@@ -503,6 +510,11 @@ class Route:
     open: bool = False
     """Whether it needs no token: for a page, which a browser asks for without one, and which must
     hold nothing that is not for everybody."""
+
+    @property
+    def parameter(self) -> str:
+        """The name in braces that the path ends in, '' where it has none."""
+        return self.path.rpartition("{")[2][:-1] if self.path.endswith("}") else ""
 
 
 class Service(Protocol):

@@ -11,13 +11,12 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pegboard.errors import RunLockedError
-from pegboard.files import digest_of, remove, sha256_of, write_json
+from pegboard.files import digest_of, locked, remove, sha256_of, write_json
 from pegboard.project import Project
 from pegboard.settings import PLACEMENT
 
@@ -114,23 +113,17 @@ class Run:
         if stages.pop(stage, None) is not None:
             write_json(self._stages_file, stages)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep a second process from writing into the same run.
 
         Raises:
             RunLockedError: Another process is at work on it.
         """
-        with (self.folder / ".lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunLockedError(
-                    "another process is at work on this run",
-                    where=str(self.folder),
-                    remedy="wait for it, or start a run of its own with --new",
-                ) from None
-            yield
+        return locked(
+            self.folder,
+            what="another process is at work on this run",
+            remedy="wait for it, or start a run of its own with --new",
+        )
 
 
 def data_fingerprint(paths: Sequence[Path]) -> str:

@@ -28,8 +28,7 @@ def validate(inputs: Mapping[str, Any], signature: Signature) -> dict[str, Array
     """
     _refuse_unknown(inputs, signature)
     lengths: dict[str, int] = {}
-    asked = signature.asked(inputs) if signature.parts else signature.inputs
-    return {spec.name: _validated(inputs, spec, lengths) for spec in asked}
+    return {spec.name: _validated(inputs, spec, lengths) for spec in signature.asked(inputs)}
 
 
 def _refuse_unknown(inputs: Mapping[str, Any], signature: Signature) -> None:

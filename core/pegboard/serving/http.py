@@ -81,7 +81,8 @@ class Application:
             "/v2/health/ready": {"GET": self._ready},
         }
         self._open = {*OPEN, _ADMIN, *(route.path for route in service.routes if route.open)}
-        self._named: dict[str, tuple[str, dict[str, Route]]] = {}
+        self._named: dict[str, str] = {}
+        """Paths that end in a name, by what stands before it."""
         self._model_paths: dict[tuple[str, ...], dict[str, Handler]] = {
             (): {"GET": self._model_metadata},
             ("ready",): {"GET": self._ready},
@@ -94,19 +95,16 @@ class Application:
             self._add(route)
 
     def _add(self, route: Route) -> None:
-        methods: dict[str, Any] = self._paths.setdefault(route.path, {})
-        if route.path.endswith("}"):
-            before = route.path.rpartition("{")[0]
-            methods = self._named.setdefault(before, (route.path, {}))[1]
+        methods = self._paths.setdefault(route.path, {})
         if route.method in methods or route.path.startswith(("/v2", "/admin")):
             raise PegboardError(
                 f"the path '{route.method} {route.path}' is taken",
                 where="register_routes",
                 remedy="choose another",
             )
-        methods[route.method] = (
-            route if route.path.endswith("}") else partial(self._routed, route, None)
-        )
+        methods[route.method] = partial(self._routed, route)
+        if route.parameter:
+            self._named[route.path.rpartition("{")[0]] = route.path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -234,24 +232,19 @@ class Application:
         version, answers = await self.service.answer(payload)
         return success({"answers": answers, "model": version})
 
-    async def _routed(
-        self, route: Route, given: Mapping[str, str] | None, scope: Scope, receive: Receive
-    ) -> Reply:
+    async def _routed(self, route: Route, scope: Scope, receive: Receive) -> Reply:
         body = await self._body(receive)
-        sent = openinference.parse(body) if body else None
-        answer = await route.handler(sent if given is None else given)
+        given: Any = openinference.parse(body) if body else None
+        if route.parameter:
+            given = {route.parameter: scope["path"].rpartition("/")[2]}
+        answer = await route.handler(given)
         return as_it_is(answer) if isinstance(answer, Content) else success(answer)
 
     def _named_path(self, path: str) -> tuple[str, Mapping[str, Handler] | None]:
-        """Return a route whose last part is a name, and what answers there."""
+        """Return a path that ends in a name, as its route has it, and what answers there."""
         before, slash, value = path.rpartition("/")
-        pattern, routes = self._named.get(before + slash, ("", {}))
-        if not value or not routes:
-            return path, None
-        given = {pattern.rpartition("{")[2].rstrip("}"): value}
-        return pattern, {
-            method: partial(self._routed, route, given) for method, route in routes.items()
-        }
+        pattern = self._named.get(before + slash)
+        return (pattern, self._paths[pattern]) if value and pattern else (path, None)
 
     # ----------------------------------------------------------------- health and metrics
 

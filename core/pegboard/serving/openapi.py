@@ -83,10 +83,9 @@ def _of_route(route: Route) -> tuple[str, str, dict[str, Any]]:
         if route.example is not None:
             content = operation["requestBody"]["content"]["application/json"]
             content["example"] = route.example(0)
-    if route.path.endswith("}"):
-        name = route.path.rpartition("{")[2].rstrip("}")
+    if route.parameter:
         operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            {"name": route.parameter, "in": "path", "required": True, "schema": {"type": "string"}}
         ]
     if route.media_type != "application/json":
         operation["responses"]["200"]["content"] = {route.media_type: {}}

@@ -117,7 +117,7 @@ def parse(body: bytes) -> Any:
 def _question(
     payload: Mapping[str, Any], inputs: Mapping[str, Array], signature: Signature
 ) -> Question:
-    known = [spec.name for spec in signature.outputs]
+    known = [spec.name for spec in signature.answered(inputs)]
     everything_binary = _flag(payload.get("parameters"), "binary_data_output", False)
     asked = payload.get("outputs")
     identifier = payload.get("id")
@@ -126,35 +126,20 @@ def _question(
     if asked is None:
         binary = known if everything_binary else ()
         return Question(
-            inputs=inputs,
-            outputs=_returned(signature, inputs),
-            binary=frozenset(binary),
-            id=identifier,
+            inputs=inputs, outputs=tuple(known), binary=frozenset(binary), id=identifier
         )
     if type(asked) is not list:
         raise _error("'outputs' is no list", "request")
-    names, binary_names, returned = [], set(), _returned(signature, inputs)
+    names, binary_names = [], set()
     for index, output in enumerate(asked):
-        if type(output) is not dict or output.get("name") not in returned:
-            raise _error(f"the model returns {', '.join(returned)}", f"outputs[{index}]")
+        if type(output) is not dict or output.get("name") not in known:
+            raise _error(f"the model returns {', '.join(known)}", f"outputs[{index}]")
         names.append(output["name"])
         if _flag(output.get("parameters"), "binary_data", everything_binary):
             binary_names.add(output["name"])
     return Question(
         inputs=inputs, outputs=tuple(names), binary=frozenset(binary_names), id=identifier
     )
-
-
-def _returned(signature: Signature, inputs: Mapping[str, Array]) -> tuple[str, ...]:
-    """Name the outputs that some inputs are answered with."""
-    asked = {spec.name for spec in signature.asked(inputs)}
-    left_out = {
-        name
-        for part in signature.parts.values()
-        if not asked.issuperset(part.inputs)
-        for name in part.outputs
-    }
-    return tuple(spec.name for spec in signature.outputs if spec.name not in left_out)
 
 
 def _flag(parameters: Any, name: str, otherwise: bool) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pegboard.errors import DataError, PegboardError
-from pegboard.findings import copies_across, counted, first_few
+from pegboard.findings import copies_across, counted, finding_of, first_few
 from pegboard.records import Finding, Split
 from pegboard_clip import data as pairs_data
 from pegboard_clip.images import read_image
@@ -77,7 +77,7 @@ def check(settings: ClipSettings) -> list[Finding]:
         pairs, splits = pairs_data.all_pairs(data), pairs_data.splits_of(data)
         labels = pairs_data.labels_of(data)
     except DataError as error:
-        return [_as_finding(error)]
+        return [finding_of(error)]
     looks = [_look(pair, split, data.pixels) for pair, split in _pictures(splits)]
     findings = [
         *_check_files(looks),
@@ -91,10 +91,6 @@ def check(settings: ClipSettings) -> list[Finding]:
         *_note_counts(data, splits, looks, labels),
     ]
     return sorted(findings, key=lambda found: ("error", "warning", "note").index(found.level))
-
-
-def _as_finding(error: PegboardError) -> Finding:
-    return Finding(level="error", what=error.what, where=error.where, remedy=error.remedy)
 
 
 # --- One look at each picture ---------------------------------------------------------------------
@@ -187,7 +183,7 @@ def _check_tokens(settings: ClipSettings, splits: Splits) -> Iterator[Finding]:
     try:
         tokenizer = tokenizer_of(settings)
     except PegboardError as error:
-        yield _as_finding(error)
+        yield finding_of(error)
         return
     captions = {pair.caption: pair.key for some in splits.values() for pair in some}
     yield from _check_cut(captions, tokenizer)

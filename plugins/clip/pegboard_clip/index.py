@@ -6,7 +6,6 @@ that is killed loses the batch that it was at, and the next one goes on from the
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from pegboard.errors import DataError, RunLockedError
-from pegboard.files import atomic_path, remove
+from pegboard.errors import DataError
+from pegboard.files import atomic_path, locked, remove
 from pegboard_clip.folders import Look, Stamp, look_through, read_inside
 from pegboard_clip.images import fitted, read_image
 from pegboard_clip.vectors import Store, check_address, open_store, transaction
@@ -88,8 +87,8 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A file that is in the index."""
+class _File:
+    """Where a file of the index lies."""
 
     id: int
     """Never given to another file, not even when this one is gone."""
@@ -97,10 +96,6 @@ class Picture:
     """The declared folder that it lies in."""
     path: str
     """Below the root, with `/`."""
-    stamp: Stamp
-    """Of the file when it was embedded."""
-    digest: str
-    """SHA-256 of what was in it."""
 
     @property
     def name(self) -> str:
@@ -114,27 +109,21 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
+class Picture(_File):
+    """A file that is in the index."""
+
+    stamp: Stamp
+    """Of the file when it was embedded."""
+    digest: str
+    """SHA-256 of what was in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match(_File):
     """A picture that was found."""
 
-    id: int
-    """Of the picture."""
-    path: str
-    """Below the root, with `/`."""
-    root: Path
-    """The declared folder that it lies in."""
     score: float
     """Cosine to the query: good for an order, not for saying whether anything was found."""
-
-    @property
-    def name(self) -> str:
-        """The path as it can be shown."""
-        return os.fsencode(self.path).decode("utf-8", "replace")
-
-    @property
-    def file(self) -> Path:
-        """Where it is."""
-        return self.root / self.path
 
 
 class Index:
@@ -299,15 +288,8 @@ class Index:
         Raises:
             RunLockedError: Another process writes.
         """
-        with (self.folder / ".lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunLockedError(
-                    "another process is writing to this index",
-                    where=str(self.folder),
-                    remedy="wait for it",
-                ) from None
+        what = "another process is writing to this index"
+        with locked(self.folder, what=what, remedy="wait for it"):
             self._forget_discarded()
             yield
 

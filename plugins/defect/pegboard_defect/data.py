@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from pegboard.errors import DataError
 from pegboard.files import digest_of
+from pegboard.findings import finding_of
 from pegboard.progress import Progress
 from pegboard.records import Array, Finding, Sample, Split
 from pegboard.runs import data_fingerprint
@@ -145,7 +146,7 @@ def check(settings: DefectSettings) -> list[Finding]:
     try:
         parts, splits = all_parts(settings), splits_of(settings)
     except DataError as error:
-        return [Finding(level="error", what=error.what, where=error.where, remedy=error.remedy)]
+        return [finding_of(error)]
     return checks.check(data, source(data), parts, splits, task)
 
 

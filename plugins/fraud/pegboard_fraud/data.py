@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from pegboard.errors import DataError
+from pegboard.findings import finding_of
 from pegboard.progress import Progress
 from pegboard.records import Batch, Finding, Sample, Split
 from pegboard_fraud.features import DAY, backfill
@@ -333,7 +334,7 @@ def check(settings: FraudSettings) -> list[Finding]:
     except DataError as error:
         return [
             *findings,
-            Finding(level="error", what=error.what, where=error.where, remedy=error.remedy),
+            finding_of(error),
         ]
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pegboard.errors import DataError
 from pegboard.files import atomic_path
+from pegboard.findings import finding_of
 from pegboard.records import Finding
 from pegboard_fraud.cards import DIGITS, SHORTEST, UUID, look_like_card_numbers
 
@@ -118,7 +119,7 @@ def check_transactions(path: Path, columns: Mapping[str, str] = COLUMNS) -> Iter
     try:
         table = _load(path, columns)
     except DataError as error:
-        yield Finding(level="error", what=error.what, where=error.where, remedy=error.remedy)
+        yield finding_of(error)
         return
     yield from _find_unknown_columns(path, columns)
     yield from _find_errors(table, path, columns)

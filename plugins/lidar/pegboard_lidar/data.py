@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from pegboard.errors import DataError
 from pegboard.files import digest_of
+from pegboard.findings import finding_of
 from pegboard.progress import Progress
 from pegboard.records import Array, Batch, Finding, Sample, Split
 from pegboard.splits import Kept
@@ -108,7 +109,7 @@ def check(settings: LidarSettings) -> list[Finding]:
     try:
         frames = read_frames(data)
     except DataError as error:
-        return [Finding(level="error", what=error.what, where=error.where, remedy=error.remedy)]
+        return [finding_of(error)]
     labelled = [frame for frame in frames if frame.labels]
     return checks.check(data, frames, assign(labelled, data))
 

@@ -66,6 +66,9 @@ class Muon(torch.optim.AdamW):
     in. Muon makes all of them equally strong: the nearest orthogonal matrix, by a polynomial of
     Newton and Schulz.
 
+    torch.optim.Muon takes matrices alone, no filters, and computes in bfloat16, which most CPUs
+    have to imitate.
+
     Args:
         groups: Of parameters; those with `turned` have at least two axes.
         lr: Rate where a group says none.

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from pegboard.errors import DataError
-from pegboard.findings import copies_across, counted, first_few, separated
+from pegboard.findings import copies_across, counted, finding_of, first_few, separated
 from pegboard.records import Finding, Split
 from pegboard_medical import dicom, sources
 from pegboard_medical.cases import Case
@@ -158,7 +158,7 @@ def _check_survey(data: VolumeData) -> Iterator[Finding]:
     try:
         found = sources.survey(data)
     except DataError as error:
-        yield Finding(level="error", what=error.what, where=error.where, remedy=error.remedy)
+        yield finding_of(error)
         return
     if found.unreadable:
         yield Finding(

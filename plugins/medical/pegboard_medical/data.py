@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from pegboard.errors import DataError
 from pegboard.files import digest_of
+from pegboard.findings import finding_of
 from pegboard.progress import Progress
 from pegboard.records import Array, Finding, Sample, Split
 from pegboard_medical.cases import Case
@@ -96,7 +97,7 @@ def check(settings: SegmentationSettings) -> list[Finding]:
     try:
         cases = read_cases(data)
     except DataError as error:
-        return [Finding(level="error", what=error.what, where=error.where, remedy=error.remedy)]
+        return [finding_of(error)]
     masked = [case for case in cases if case.mask is not None]
     return checks.check(data, cases, assign(masked, data))
 

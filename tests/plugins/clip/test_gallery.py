@@ -9,7 +9,6 @@ import io
 import json
 import re
 import socket
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asgi import Server, running
 from chromium import Browser
 from colours import COLOURS, NOUNS, ColourEncoder, paint
 from PIL import Image, ImageDraw
@@ -120,43 +120,23 @@ async def no_other_path(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-class Server:
-    """A real one for all tests: what it serves is changed, for it takes long to begin and end."""
-
-    def __init__(self) -> None:
-        self.app: Any = None
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(self._answer, interface="asgi3", log_config=None, lifespan="off")
-        self.server = uvicorn.Server(config)
-        sockets = {"sockets": [self.listener]}
-        self.thread = threading.Thread(target=self.server.run, kwargs=sockets)
-        self.thread.start()
-
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.app(scope, receive, send)
-
-    def serve(self, service: Service) -> Page:
-        self.app = http_module.Application(service, lambda: no_other_path)
-        return Page(self.listener.getsockname()[1], service)
-
-    def close(self) -> None:
-        self.server.should_exit = True
-        self.thread.join()
-        self.listener.close()
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.close()
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    with running(listener) as server:
+        yield server
+
+
+def served(server: Server, service: Service) -> Page:
+    app = http_module.Application(service, lambda: no_other_path)
+    return Page(server.serve(app), service)
 
 
 @pytest.fixture
 def page(server: Server, index: Path, tmp_path: Path) -> Iterator[Page]:
     service = Service(index, tmp_path)
-    yield server.serve(service)
+    yield served(server, service)
     for call in service.end:
         asyncio.run(call())
 
@@ -245,7 +225,7 @@ def test_an_index_that_is_not_made_yet_is_said_and_found_later(
     server: Server, pictures: Path, tmp_path: Path
 ) -> None:
     service = Service(tmp_path / "later", tmp_path)
-    page = server.serve(service)
+    page = served(server, service)
     asyncio.run(service.begin[0]())
     status, sentence = page.find(q="apple")
     assert status == 503 and "pegboard index FOLDER" in sentence
@@ -289,7 +269,7 @@ def test_the_page_needs_no_token_and_pictures_do(
     server: Server, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PEGBOARD_SERVE_TOKEN", "secret")
-    page = server.serve(Service(index, tmp_path))
+    page = served(server, Service(index, tmp_path))
     assert page.ask("/gallery")[0] == 200
     assert page.ask("/thumbnail/1")[0] == 401
     assert page.find(q="apple")[0] == 401
@@ -436,7 +416,7 @@ def test_a_server_with_a_token_is_asked_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PEGBOARD_SERVE_TOKEN", "secret")
-    page = server.serve(Service(index, tmp_path))
+    page = served(server, Service(index, tmp_path))
     visit(browser, page.url)
     browser.until("document.getElementById('ask-token').open")
     browser.press(*"secret", ENTER)
@@ -468,7 +448,7 @@ def test_more_are_shown_when_asked_for(
 ) -> None:
     fill(tmp_path / "index", many_pictures(tmp_path / "holiday"))
     service = Service(tmp_path / "index", tmp_path)
-    page = server.serve(service)
+    page = served(server, service)
     visit(browser, page.url + "#q=red%20apple")
     browser.until("document.querySelectorAll('.tile').length", 60)
     browser.until(f"{SHOWN} > 11")

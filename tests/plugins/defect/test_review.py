@@ -19,6 +19,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import typer
+from asgi import Server, running
 from chromium import Browser
 from PIL import Image
 from typer.testing import CliRunner
@@ -134,41 +135,20 @@ class Page:
         return status, json.loads(content)
 
 
-class Server:
-    """A real one for all tests: its application is changed, for it takes long to begin and end."""
-
-    def __init__(self) -> None:
-        self.app: Any = None
-        self.listener = review.listen(0)
-        config = uvicorn.Config(self._answer, interface="asgi3", log_config=None, lifespan="off")
-        self.server = uvicorn.Server(config)
-        sockets = {"sockets": [self.listener]}
-        self.thread = threading.Thread(target=self.server.run, kwargs=sockets)
-        self.thread.start()
-
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.app(scope, receive, send)
-
-    def serve(self, queue: Queue) -> Page:
-        self.app = build_app(queue)
-        return Page(self.listener.getsockname()[1], self.app.state.session)
-
-    def close(self) -> None:
-        self.server.should_exit = True
-        self.thread.join()
-        self.listener.close()
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.close()
+    with running(review.listen(0)) as server:
+        yield server
+
+
+def served(server: Server, queue: Queue) -> Page:
+    app = build_app(queue)
+    return Page(server.serve(app), app.state.session)
 
 
 @pytest.fixture
 def page(server: Server, queue: Queue) -> Page:
-    return server.serve(queue)
+    return served(server, queue)
 
 
 # --- What the server gives ------------------------------------------------------------------------
@@ -222,7 +202,7 @@ def test_nothing_but_keys_of_the_queue_is_looked_up(server: Server, queue: Queue
         asked.append(key)
         return b""
 
-    page = server.serve(replace(queue, picture=picture))
+    page = served(server, replace(queue, picture=picture))
     status, _, content = page.ask(f"/picture?key={key}")
     assert status == 404 and json.loads(content)["error"].endswith(".")
     assert asked == []
@@ -257,7 +237,7 @@ def test_taking_back_restores_the_label_of_an_earlier_review(
     server: Server, queue: Queue, labels: Labels
 ) -> None:
     first = replace(queue.items[0], label="pit", reviewed=True)
-    page = server.serve(replace(queue, items=(first,)))
+    page = served(server, replace(queue, items=(first,)))
     page.post({"key": first.key, "label": "good"})
     page.post({"key": first.key, "label": None})
     assert labels.written == [(first.key, "good"), (first.key, "pit")]
@@ -275,7 +255,7 @@ def test_a_label_that_could_not_be_written_does_not_count(server: Server, queue:
     def fail(key: str, label: str | None) -> None:
         raise PegboardError("there is no space left", where="reviewed.csv", remedy="free some")
 
-    page = server.serve(replace(queue, write=fail))
+    page = served(server, replace(queue, write=fail))
     status, answer = page.post({"key": KEYS[0], "label": "pit"})
     assert status == 500 and answer["error"].startswith("there is no space left")
     assert page.session.written() == {}
@@ -506,7 +486,7 @@ def test_what_cannot_be_written_is_shown_and_the_part_stays(
     def fail(key: str, label: str | None) -> None:
         raise PegboardError("there is no space left", remedy="free some")
 
-    page = server.serve(replace(queue, write=fail))
+    page = served(server, replace(queue, write=fail))
     browser.open(page.url)
     shows(browser, KEYS[0])
     browser.press("1")

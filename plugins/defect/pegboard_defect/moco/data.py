@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from pegboard.batching import stack
 from pegboard.errors import DataError
+from pegboard.findings import finding_of
 from pegboard.progress import Progress
 from pegboard.records import Array, Batch, Finding, Sample, Split
 from pegboard.splits import Kept
@@ -222,9 +223,7 @@ def _unreadable(parts: Sequence[Part]) -> list[Finding]:
         try:
             read_image(path)
         except DataError as error:
-            findings.append(
-                Finding(level="error", what=error.what, where=error.where, remedy=error.remedy)
-            )
+            findings.append(finding_of(error))
     if len(findings) <= NAMED:
         return findings
     rest = Finding(

@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from pegboard.errors import DataError
+from pegboard.findings import finding_of
 from pegboard.progress import Progress
 from pegboard.records import Array, Finding, Sample, Split
 from pegboard.splits import Kept
@@ -69,7 +70,7 @@ def check(settings: ClassificationSettings) -> list[Finding]:
     try:
         cases = cases_of(data)
     except DataError as error:
-        return [Finding(level="error", what=error.what, where=error.where, remedy=error.remedy)]
+        return [finding_of(error)]
     if not settings.model.mask_weight:
         cases = [replace(case, mask=None) for case in cases]
     splits = assign([case for case in cases if case.label], data)
