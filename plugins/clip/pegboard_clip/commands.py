@@ -74,7 +74,7 @@ def index(
     bundle: Bundle = None,
 ) -> None:
     """Embed the pictures of a folder, so that they can be searched; only what has changed."""
-    from pegboard_clip.index import Index
+    from pegboard_clip.index import DATABASE, Index
 
     settings = _settings(project)
     place = _index_folder(index, settings, project)
@@ -83,8 +83,7 @@ def index(
             typer.echo(f"{opened.forget(forget)} pictures taken out; {len(opened)} are left")
         return
     progress = new_progress()
-    is_new = not (place / "index.db").is_file()
-    if is_new and folder is None:
+    if folder is None and not (place / DATABASE).is_file():
         raise DataError(
             "there is no index", where=str(place), remedy="name a folder of pictures to make it"
         )
@@ -384,10 +383,7 @@ def _settings(project: Path | None) -> ClipSettings:
 
 
 def _index_folder(given: Path | None, settings: ClipSettings, project: Path | None) -> Path:
-    if given is not None:
-        return given
-    of_server: Path | None = getattr(settings.serve, "index", None)
-    return of_server or project_folder(project) / FOLDER
+    return given or settings.serve.index or project_folder(project) / FOLDER
 
 
 def _encoder(project: Path | None, bundle: Path | None) -> Encoder:

@@ -129,6 +129,7 @@ def activation_of(settings: ClipSettings) -> Activation:
     """Return the transformers' activation: the setting, or what lies beside the checkpoint says.
 
     Raises:
+        DataError: There is no checkpoint.
         SettingsError: Nothing says it. The wrong one loads as well and only answers worse.
     """
     model = settings.model
@@ -136,6 +137,8 @@ def activation_of(settings: ClipSettings) -> Activation:
         return model.activation
     if model.weights is None or model.architecture.startswith("small"):
         return "gelu"
+    if not model.weights.exists():
+        raise no_checkpoint(model.weights)
     folder = model.weights if model.weights.is_dir() else model.weights.parent
     told = _told_by_open_clip(folder) or _told_by_hugging_face(folder)
     if told is None:
@@ -146,6 +149,13 @@ def activation_of(settings: ClipSettings) -> Activation:
             'name says so, else to "gelu"',
         )
     return told
+
+
+def no_checkpoint(path: Path) -> DataError:
+    """Return the error that says that there is none."""
+    return DataError(
+        "there is no checkpoint", where=str(path), remedy="set model.weights to a local one"
+    )
 
 
 def _told_by_open_clip(folder: Path) -> Activation | None:

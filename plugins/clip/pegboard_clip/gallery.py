@@ -50,7 +50,7 @@ def routes(
         open_encoder: Takes the folder of a bundle; returns what embeds with it.
             `encoder.open_encoder` when left out.
     """
-    index = getattr(settings.serve, "index", None)
+    index = settings.serve.index
     if index is None:
         return []
     gallery = Gallery(index, settings.data.pixels, service, open_encoder or _open_encoder)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pegboard.errors import CheckpointError, DataError
+from pegboard_clip.configuration import no_checkpoint
 
 Weights = dict[str, Tensor]
 
@@ -97,9 +98,7 @@ def _tensors(file: Path) -> Mapping[str, Any]:
 
 def _unreadable(file: Path, error: Exception) -> DataError:
     if not file.exists():
-        return DataError(
-            "there is no checkpoint", where=str(file), remedy="set model.weights to a local one"
-        )
+        return no_checkpoint(file)
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return DataError(
         f"the checkpoint cannot be read: {reason[0].rstrip('.')}",

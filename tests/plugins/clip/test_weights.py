@@ -249,6 +249,11 @@ def test_an_activation_that_nothing_tells_is_asked_for(tmp_path: Path) -> None:
     assert activation_of(settings_of(None)) == "gelu"
 
 
+def test_a_checkpoint_that_is_not_there_is_not_asked_about(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no checkpoint.*nothing\.bin"):
+        activation_of(settings_of(tmp_path / "nothing.bin"))
+
+
 def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"config\.json"):
