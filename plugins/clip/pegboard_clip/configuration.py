@@ -42,6 +42,13 @@ class Convolution:
     """Channels of each stage."""
     depths: tuple[int, ...]
     """Blocks of each stage."""
+    patch: int = 4
+    """Pixels of the side that the first stage makes one place."""
+
+    @property
+    def smallest(self) -> int:
+        """Return the smallest S that leaves the last stage a place."""
+        return self.patch * 2 ** (len(self.widths) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +102,7 @@ def configuration_of(settings: ClipSettings) -> Configuration:
     """Return the architecture that settings describe; of the weights only their words are read.
 
     Raises:
-        SettingsError: The image is no multiple of the patch, or nothing tells the activation.
+        SettingsError: The image does not suit the image tower, or nothing tells the activation.
     """
     image, text = PRESETS[settings.model.architecture]
     configuration = Configuration(
@@ -108,17 +115,24 @@ def configuration_of(settings: ClipSettings) -> Configuration:
         activation=activation_of(settings),
         sigmoid=settings.train.objective == "sigmoid",
     )
-    _check_patches(configuration)
+    _check_image_size(configuration)
     return configuration
 
 
-def _check_patches(configuration: Configuration) -> None:
+def _check_image_size(configuration: Configuration) -> None:
     image, side = configuration.image, configuration.image_size
-    if isinstance(image, Vision) and side % image.patch:
+    if isinstance(image, Vision):
+        if side % image.patch:
+            raise SettingsError(
+                f"an image of {side} pixels cannot be cut into patches of {image.patch}",
+                where="model.image_size",
+                remedy=f"set it to {max(1, round(side / image.patch)) * image.patch}",
+            )
+    elif side < image.smallest:
         raise SettingsError(
-            f"an image of {side} pixels cannot be cut into patches of {image.patch}",
+            f"an image of {side} pixels is too small to be halved by every stage of the tower",
             where="model.image_size",
-            remedy=f"set it to {max(1, round(side / image.patch)) * image.patch}",
+            remedy=f"set it to {image.smallest} or more",
         )
 
 

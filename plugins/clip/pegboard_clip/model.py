@@ -160,7 +160,7 @@ class ConvolutionalTower(nn.Module):
     def __init__(self, shape: Convolution, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        inputs, side = 3, 4
+        inputs, side = 3, shape.patch
         for outputs, depth in zip(shape.widths, shape.depths, strict=True):
             layers.append(nn.Conv2d(inputs, outputs, side, side, bias=False))
             layers += [nn.GroupNorm(8, outputs), nn.ReLU()]

@@ -156,6 +156,12 @@ def test_an_image_that_patches_do_not_fill_is_refused() -> None:
         build(settings)
 
 
+def test_an_image_that_the_stages_cannot_halve_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"24 pixels is too small.*image_size\).*32 or more"):
+        build(ClipSettings(model=ClipModel(image_size=24)))
+    build(ClipSettings(model=ClipModel(image_size=32)))
+
+
 IMAGE = Signature(
     inputs=(TensorSpec(name="image", dtype="uint8", shape=("batch", 16, 16, 3), high=255),),
     outputs=(TensorSpec(name="image_embedding", dtype="float32", shape=("batch", 8)),),

@@ -20,7 +20,7 @@ solution = "clip"
 [data]
 tiny = true
 [model]
-image_size = 24
+image_size = 32
 vocabulary_size = 300
 [train]
 epochs = 1

@@ -75,15 +75,15 @@ def test_the_chain_hides_a_part_of_some_scans_and_what_is_no_longer_seen(project
 
 
 def maps(*middles: tuple[float, float]) -> dict[str, Array]:
-    """Return what `infer` says of cars, 4 x 2 m and heading ahead, in cells of 2 m."""
-    heat = np.zeros((1, 3, 36, 40), dtype=np.float32)
-    boxes = np.zeros((1, 10, 36, 40), dtype=np.float32)
+    """Return what `infer` says of cars, 4 x 2 m and heading ahead, in cells of 1 m."""
+    heat = np.zeros((1, 3, 72, 80), dtype=np.float32)
+    boxes = np.zeros((1, 10, 72, 80), dtype=np.float32)
     boxes[:, 3:6] = np.log([4, 2, 1.5])[:, None, None]
     boxes[:, [6, 8]] = 1.0  # Cosines of the heading and of twice the heading.
     for x, y in middles:
-        row, column = int(x / 2), int((y + 40) / 2)
+        row, column = int(x), int(y + 40)
         heat[0, 0, row, column] = 0.9
-        boxes[0, :2, row, column] = x / 2 - row - 0.5, (y + 40) / 2 - column - 0.5
+        boxes[0, :2, row, column] = x - row - 0.5, y + 40 - column - 0.5
     return {"heat": heat, "boxes": boxes}
 
 
