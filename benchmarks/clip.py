@@ -96,6 +96,8 @@ clip_grad_norm = 0.0
 crop = 0.9
 """
 
+PEER_TABLE = ("loss", "R@1 t2i", "R@10 t2i", "R@1 i2t", "pairs/s")
+
 TABLE = (
     "text_to_image_recall_at_1",
     "text_to_image_recall_at_5",
@@ -112,13 +114,13 @@ def main() -> None:
     """Measure what is asked for and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=["emoji", "open_clip", "runtimes"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="Of the emoji.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="Of what is trained.")
     parser.add_argument("--open-clip", type=Path, help="Folder that pip put open_clip into.")
     asked = parser.parse_args()
     progress = new_progress()
     parts: Mapping[str, Callable[[], Iterator[str]]] = {
         "emoji": lambda: emoji(asked.seeds, progress),
-        "open_clip": lambda: open_clip(asked.open_clip, progress),
+        "open_clip": lambda: open_clip(asked.open_clip, asked.seeds, progress),
         "runtimes": lambda: runtimes(progress),
     }
     for name, part in parts.items():
@@ -173,31 +175,46 @@ def _figure(evaluation: Evaluation, name: str) -> str:
 # --------------------------------------------------------------------------- open_clip
 
 
-def open_clip(folder: Path | None, progress: Progress) -> Iterator[str]:
+def open_clip(folder: Path | None, seeds: list[int], progress: Progress) -> Iterator[str]:
     """Train the same with open_clip's program and with ours, and measure both alike."""
     if folder is None:
         yield "\nopen_clip: left out, --open-clip names the folder that it is installed in"
         return
-    run = project("ours", progress, model=PEER_MODEL, train=PEER_TRAIN)
+    yield f"\n{'':<30}" + "".join(f"{name:>10}" for name in PEER_TABLE)
+    found: dict[str, list[list[float]]] = {"pegboard": [], "open_clip": []}
+    for seed in seeds:
+        for name, figures in _both(folder, seed, progress).items():
+            found[name].append(figures)
+            yield f"{f'{name}, seed {seed}':<30}" + "".join(f"{one:>10.4f}" for one in figures)
+    for name, of_seeds in found.items():
+        yield f"{f'{name}, mean':<30}" + "".join(f"{one:>10.4f}" for one in np.mean(of_seeds, 0))
+    if len(seeds) > 1:
+        apart = np.subtract(found["pegboard"], found["open_clip"])
+        error = apart.std(axis=0, ddof=1) / np.sqrt(len(seeds))
+        yield f"{'difference of the means':<30}" + "".join(f"{one:>10.4f}" for one in apart.mean(0))
+        yield f"{'its standard error':<30}" + "".join(f"{one:>10.4f}" for one in error)
+    yield "pairs a second of CPU, the whole command with its start, reading and checkpoints"
+
+
+def _both(folder: Path, seed: int, progress: Progress) -> dict[str, list[float]]:
+    """Train with both from the same first weights; return what `PEER_TABLE` names."""
+    run = project(f"ours-{seed}", progress, model=PEER_MODEL, train=PEER_TRAIN, seed=seed)
     run_stages(run, "prepare", progress)
     first = run.project.folder / "first.pt"
     if not first.exists():
         _write_first_weights(run, first)
-    ours = _command_seconds("ours", [*_PEGBOARD, "train"], run.project.folder)
-    peer = RESULTS / "open_clip"
-    theirs = _command_seconds("theirs", _peer_command(run, first, peer), peer, path=folder)
-    yield f"\n{'':<30}{'loss':>10}{'R@1 t2i':>10}{'R@10 t2i':>10}{'R@1 i2t':>10}{'pairs/s':>10}"
+    ours = _command_seconds(f"ours-{seed}", [*_PEGBOARD, "train"], run.project.folder)
+    peer = RESULTS / f"open_clip-{seed}"
+    command = _peer_command(run, first, peer)
+    theirs = _command_seconds(f"theirs-{seed}", command, peer, path=folder)
     pairs = PEER_EPOCHS * (len(_rows("train")) // PEER_BATCH) * PEER_BATCH
     last = peer / "logs" / "peer" / "checkpoints" / f"epoch_{PEER_EPOCHS}.pt"
+    found = {}
     for name, weights, seconds in (("pegboard", None, ours), ("open_clip", last, theirs)):
         loss, rows = _measured(run, weights)
         recalls = [rows["text_rank"] <= 1, rows["text_rank"] <= 10, rows["image_rank"] <= 1]
-        yield (
-            f"{name:<30}{loss:>10.4f}"
-            + "".join(f"{one.mean():>10.4f}" for one in recalls)
-            + (f"{pairs / seconds:>10.1f}")
-        )
-    yield "pairs a second of CPU, the whole command with its start, reading and checkpoints"
+        found[name] = [loss, *(float(one.mean()) for one in recalls), pairs / seconds]
+    return found
 
 
 _PEGBOARD = [sys.executable, "-m", "pegboard.cli.main"]
@@ -276,7 +293,7 @@ def _peer_command(run: Run, first: Path, peer: Path) -> list[str]:
         "workers": 0,
         "device": "cpu",
         "precision": "fp32",
-        "seed": 0,
+        "seed": settings.train.seed,
         "logs": peer / "logs",
         "name": "peer",
         "save-frequency": PEER_EPOCHS,

@@ -616,6 +616,11 @@ def register_commands(app: typer.Typer) -> None:
 def register_routes(settings: Settings, service: Service) -> Sequence[Route]:
     """Add paths to the server of this solution.
 
+    Args:
+        settings: Of the bundle that the server begins with; once another one answers,
+            `service.settings` are that one's.
+        service: The server.
+
     Returns:
         Routes; a path the core already has is refused.
 

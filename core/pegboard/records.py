@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from pegboard.bundle import Bundle
+    from pegboard.bundle import Bundle, Candidate
 
     Array = npt.NDArray[Any]
 else:
@@ -527,6 +527,14 @@ class Service(Protocol):
     @property
     def bundle(self) -> Bundle:
         """The champion: the bundle that answers now; another one after a swap."""
+
+    @property
+    def candidate(self) -> Candidate:
+        """The one of the champion's models that answers."""
+
+    @property
+    def settings(self) -> Any:
+        """The solution's settings: those of the champion, and the server's own `[serve]`."""
 
     @property
     def registry(self) -> Any:

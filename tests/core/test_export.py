@@ -223,7 +223,7 @@ def test_a_file_that_answering_needs_goes_with_the_bundle(run_copy: Callable[...
     board = run.project.board
     settings = resolve_settings(board, bundle, Sources(), run.project.folder)
     assert settings.model.words == run.bundle / "files/model.words/words.txt"  # type: ignore[attr-defined]
-    served = deploy(board, run.project.settings, run.bundle).answerer
+    served = deploy(board, run.bundle, sources=Sources(), root=run.project.folder).answerer
     assert served(bundle.signature.request)[0]["word"] == "carried"
 
 

@@ -38,7 +38,6 @@ def serve(
     """Answer requests over HTTP with a bundle."""
     from pegboard.bundle import read_bundle
     from pegboard.cli.predict import board_for, newest_bundle
-    from pegboard.serving.deployment import resolve_settings
     from pegboard.serving.server import run
     from pegboard.serving.service import Service
     from pegboard.settings import read_sources
@@ -51,9 +50,15 @@ def serve(
     file = folder / PROJECT_FILE
     sources = read_sources(file if file.is_file() else None, overrides=overrides or ())
     board = board_for(opened, folder)
-    settings = resolve_settings(board, opened, sources, folder)
     around = folder / "runs" if bundle is None else chosen.absolute().parent
-    service = Service(board, settings, chosen, challenger=challenger, bundles=bundles or around)
+    service = Service(
+        board,
+        chosen,
+        sources=sources,
+        root=folder,
+        challenger=challenger,
+        bundles=bundles or around,
+    )
     run(service, chosen.absolute())
 
 

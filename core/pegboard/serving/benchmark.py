@@ -17,6 +17,7 @@ from pegboard.loadtest import LoadResult, Traffic, run_together
 from pegboard.progress import Progress
 from pegboard.project import Project
 from pegboard.serving.process import ServerProcess, running_server
+from pegboard.settings import Sources
 
 BARE = "/healthz"
 RATE = 300.0
@@ -76,10 +77,11 @@ def _examples(
 ) -> Iterator[tuple[str, Callable[[int], bytes]]]:
     from pegboard.serving.service import Service
 
-    serve = project.settings.serve.model_copy(update={"folder": folder, "trial": True})
-    settings = project.settings.model_copy(update={"serve": serve})
+    sources = Sources()
+    serve = project.settings.serve.model_dump(mode="json")
+    sources.put(("serve",), serve | {"folder": str(folder), "trial": True}, "the benchmark")
     # Never started: it only says which paths there are, and makes their examples.
-    service = Service(project.board, settings, bundle)
+    service = Service(project.board, bundle, sources=sources, root=project.folder)
     request = service.bundle.signature.request
     if request is not None:
         yield "/predict", _encoded(lambda number: request)

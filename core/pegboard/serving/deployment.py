@@ -34,6 +34,11 @@ class Deployment:
     """Wall time of one golden record, the fastest of them."""
 
     @property
+    def settings(self) -> Settings:
+        """Those that the bundle was made with, and `[serve]` of whoever serves it."""
+        return self.answerer.settings
+
+    @property
     def version(self) -> str:
         """The bundle's version, as answers carry it."""
         return self.bundle.version
@@ -66,20 +71,35 @@ def _value_of(sources: Sources, key: Sequence[str]) -> object:
     return value
 
 
-def deploy(board: Board, settings: Settings, folder: Path) -> Deployment:
-    """Open a bundle to answer with it.
+def deploy(
+    board: Board,
+    folder: Path,
+    *,
+    sources: Sources,
+    root: Path,
+    solution: str | None = None,
+) -> Deployment:
+    """Open a bundle to answer with it, by the settings that it was made with.
+
+    Args:
+        board: The solution's board.
+        folder: The bundle's.
+        sources: Whoever serves: their `[serve]` counts.
+        root: Paths in settings are relative to it.
+        solution: Whose bundle it has to be; any that the board can open when left out.
 
     Raises:
         BundleError: It is damaged, of another solution, was not verified, or does not answer here
             as it did when it was verified.
     """
     bundle = read_bundle(folder)
-    if bundle.solution != settings.solution:
+    if solution not in (None, bundle.solution):
         raise BundleError(
-            f"the bundle is of the solution '{bundle.solution}' and not '{settings.solution}'",
+            f"the bundle is of the solution '{bundle.solution}' and not '{solution}'",
             where=str(folder),
             remedy="serve it with a server of its own",
         )
+    settings = resolve_settings(board, bundle, sources, root)
     chosen = bundle.chosen()
     try:
         return _open(board, settings, bundle, chosen)
@@ -94,8 +114,7 @@ def deploy(board: Board, settings: Settings, folder: Path) -> Deployment:
 def _open(board: Board, settings: Settings, bundle: Bundle, candidate: Candidate) -> Deployment:
     _require_verified(bundle, candidate)
     predictor = bundle.load_predictor(board.collect("deploy_targets"), candidate)
-    own = bundle.with_files(settings)
-    answerer = Answerer(board, own, predictor, bundle.thresholds, bundle.signature)
+    answerer = Answerer(board, settings, predictor, bundle.thresholds, bundle.signature)
     seconds = _require_golden(bundle, candidate, answerer)
     return Deployment(bundle=bundle, candidate=candidate, answerer=answerer, seconds=seconds)
 

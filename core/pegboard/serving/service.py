@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pegboard.board import Board
-from pegboard.bundle import Bundle
+from pegboard.bundle import Bundle, Candidate
 from pegboard.errors import BundleError, PegboardError
 from pegboard.logs import LOGGER
 from pegboard.records import AnswerEvent, Array, Route
@@ -22,7 +22,7 @@ from pegboard.serving.deployment import Deployment, deploy
 from pegboard.serving.drift import DriftMonitor
 from pegboard.serving.metrics import ServerMetrics
 from pegboard.serving.shadow import Challenger, Seen
-from pegboard.settings import Settings
+from pegboard.settings import Settings, Sources
 
 INLINE_SECONDS = 1e-3
 """A record that takes longer is computed in a thread, so that others are not kept waiting."""
@@ -56,8 +56,9 @@ class Service:
 
     Args:
         board: The solution's board.
-        settings: The bundle's settings with the server's own `[serve]`.
         bundle: The folder of the champion.
+        sources: Whoever serves: their `[serve]` counts.
+        root: Paths in settings are relative to it.
         challenger: The folder of a bundle to run in its shadow.
         bundles: The folder that other bundles may be taken from while the server runs.
 
@@ -68,13 +69,14 @@ class Service:
     def __init__(
         self,
         board: Board,
-        settings: Settings,
         bundle: Path,
         *,
+        sources: Sources,
+        root: Path,
         challenger: Path | None = None,
         bundles: Path | None = None,
     ) -> None:
-        self.board, self.settings = board, settings
+        self.board, self._sources, self._root = board, sources, root
         self.bundles = (bundles or bundle.parent).resolve()
         self.metrics = ServerMetrics()
         self.threads = os.cpu_count() or 1
@@ -84,15 +86,19 @@ class Service:
         self._repeated: list[tuple[float, Call]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._tells = bool(board.call_order("after_answer"))
-        self.champion = self._champion(deploy(board, settings, bundle))
+        deployment = deploy(board, bundle, sources=sources, root=root)
+        self._serve = deployment.settings.serve  # No bundle changes it.
+        self.champion = self._champion(deployment)
         self.challenger: Challenger | None = None
         if challenger is not None:
-            self.challenger = Challenger(deploy(board, settings, challenger), self.bundle.signature)
+            self.challenger = Challenger(self._deployed(challenger), self.bundle.signature)
         self._name_models()
         self.metrics.watch_drift(lambda: self.champion.drift.summary())
         self.metrics.watch("pegboard_challenger", self._challenger_figures)
-        settings.serve.folder.mkdir(parents=True, exist_ok=True)
-        self.routes: list[Route] = board.collect("register_routes", settings=settings, service=self)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.routes: list[Route] = board.collect(
+            "register_routes", settings=self.settings, service=self
+        )
         self.is_ready = False
         self.is_alone: Callable[[], bool] = lambda: False
         """Whether the request that is asked for is the only one: it has nobody to wait for."""
@@ -102,7 +108,17 @@ class Service:
     @property
     def folder(self) -> Path:
         """Where the solution may keep what has to survive a restart; it exists."""
-        return self.settings.serve.folder
+        return self._serve.folder
+
+    @property
+    def settings(self) -> Settings:
+        """Those that the champion was made with, and the server's own `[serve]`."""
+        return self.champion.deployment.settings
+
+    @property
+    def candidate(self) -> Candidate:
+        """The one of the champion's models that answers."""
+        return self.champion.deployment.candidate
 
     @property
     def bundle(self) -> Bundle:
@@ -167,10 +183,10 @@ class Service:
             return await champion.batcher.submit(inputs, infer)
         future = champion.batcher.submit(inputs, infer)
         try:
-            return await asyncio.wait_for(future, self.settings.serve.timeout_seconds)
+            return await asyncio.wait_for(future, self._serve.timeout_seconds)
         except TimeoutError:
             raise TimeoutExceededError(
-                f"there is no answer after {self.settings.serve.timeout_seconds:g} seconds",
+                f"there is no answer after {self._serve.timeout_seconds:g} seconds",
                 where="server",
                 remedy="send fewer records at once, or raise serve.timeout_seconds",
             ) from None
@@ -207,7 +223,7 @@ class Service:
             target=champion.deployment.candidate.name,
         )
         try:
-            self.board.hook.after_answer(settings=self.settings, event=event)
+            self.board.hook.after_answer(settings=champion.deployment.settings, event=event)
         except Exception as error:  # The answer is right, whatever a listener makes of it.
             log_failure("after_answer", error)
 
@@ -265,10 +281,19 @@ class Service:
                 where=str(self.bundles),
                 remedy="copy it there, or start the server with --bundles",
             )
-        return deploy(self.board, self.settings, path)
+        return self._deployed(path)
+
+    def _deployed(self, folder: Path) -> Deployment:
+        return deploy(
+            self.board,
+            folder,
+            sources=self._sources,
+            root=self._root,
+            solution=self.bundle.solution,
+        )
 
     def _champion(self, deployment: Deployment) -> Champion:
-        bundle, serve = deployment.bundle, self.settings.serve
+        bundle, serve = deployment.bundle, self._serve
         inline = self._cost(deployment) < INLINE_SECONDS
         batcher = MicroBatcher(
             bundle.signature,

@@ -48,7 +48,7 @@ class Convolution:
     @property
     def smallest(self) -> int:
         """Return the smallest S that leaves the last stage a place."""
-        return self.patch * 2 ** (len(self.widths) - 1)
+        return self.patch << (len(self.widths) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from pegboard_clip.deploy import UNKNOWN_SCRIPT, infer
 from pegboard_clip.settings import ClipSettings
 from pegboard_clip.sizes import image_size, width
 from pegboard_clip.tokenizer import tokenizer_of
+
+if TYPE_CHECKING:
+    from pegboard.records import Service
 
 AT_ONCE = 64
 """Pictures or texts that are run together."""
@@ -80,6 +85,23 @@ def open_encoder(folder: Path, bundle: Path | None = None) -> BundleEncoder:
     chosen = opened.chosen()
     predictor = opened.load_predictor(board.collect("deploy_targets"), chosen)
     return BundleEncoder(settings, predictor, model_of(opened, chosen))
+
+
+def encoder_of(service: Service, loop: asyncio.AbstractEventLoop) -> BundleEncoder:
+    """Return an encoder that asks the model which a server has open, in its batches.
+
+    Args:
+        service: The server; the encoder is of the bundle that answers now.
+        loop: The server's. Embed in another thread: that one waits for it.
+    """
+
+    async def asked(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(await service.infer(inputs))
+
+    def ask(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return asyncio.run_coroutine_threadsafe(asked(inputs), loop).result()
+
+    return BundleEncoder(service.settings, ask, model_of(service.bundle, service.candidate))
 
 
 def model_of(bundle: Bundle, candidate: Candidate) -> str:

@@ -27,6 +27,7 @@ from pegboard_clip.search import MOST_LETTERS, query_vector, warnings_of
 from pegboard_clip.thumbnails import FOLDER, Thumbnails
 
 if TYPE_CHECKING:
+    from pegboard.bundle import Bundle
     from pegboard.records import Service
     from pegboard_clip.settings import ClipSettings
 
@@ -40,20 +41,20 @@ LARGEST_ID = 2**53 - 1
 def routes(
     settings: ClipSettings,
     service: Service,
-    open_encoder: Callable[[Path], Encoder] | None = None,
+    make_encoder: MakeEncoder | None = None,
 ) -> list[Route]:
     """Return the paths of the gallery; none where serve.index is not set.
 
     Args:
         settings: Say where the index is.
         service: The server.
-        open_encoder: Takes the folder of a bundle; returns what embeds with it.
-            `encoder.open_encoder` when left out.
+        make_encoder: Returns what embeds with the bundle that answers now.
+            `encoder.encoder_of` when left out.
     """
     index = settings.serve.index
     if index is None:
         return []
-    gallery = Gallery(index, settings.data.pixels, service, open_encoder or _open_encoder)
+    gallery = Gallery(index, settings.data.pixels, service, make_encoder or _encoder_of)
     service.at_start(gallery.begin)
     service.at_close(gallery.end)
     return [
@@ -82,11 +83,13 @@ def routes(
     ]
 
 
-def _open_encoder(bundle: Path) -> Encoder:
-    from pegboard.cli.options import project_folder
-    from pegboard_clip.encoder import open_encoder
+MakeEncoder = Callable[["Service", asyncio.AbstractEventLoop], Encoder]
 
-    return open_encoder(project_folder(None), bundle)
+
+def _encoder_of(service: Service, loop: asyncio.AbstractEventLoop) -> Encoder:
+    from pegboard_clip.encoder import encoder_of
+
+    return encoder_of(service, loop)
 
 
 REQUEST: Mapping[str, Any] = {
@@ -133,25 +136,25 @@ RESPONSE: Mapping[str, Any] = {
 
 
 class Gallery:
-    """What the routes share: the index and the encoder, opened when they are first asked for.
+    """What the routes share: the index, opened when it is first asked for, and the encoder.
 
     Args:
         index: The index's folder; it may be made while the server runs.
         pixels: Most pixels of a picture.
         service: The server, which says what bundle answers now.
-        open_encoder: Takes the folder of a bundle.
+        make_encoder: Returns what embeds with the bundle that answers now.
     """
 
     def __init__(
-        self, index: Path, pixels: int, service: Service, open_encoder: Callable[[Path], Encoder]
+        self, index: Path, pixels: int, service: Service, make_encoder: MakeEncoder
     ) -> None:
         self.folder, self.pixels, self.service = index, pixels, service
         self.thumbnails = Thumbnails(service.folder / FOLDER, pixels=pixels)
-        self._open_encoder = open_encoder
+        self._make_encoder = make_encoder
         self._lock = threading.Lock()
         self._index: Index | None = None
         self._encoder: Encoder | None = None
-        self._bundle: Path | None = None
+        self._bundle: Bundle | None = None
 
     # ----------------------------------------------------------------- the server's life
 
@@ -166,7 +169,6 @@ class Gallery:
 
         try:
             self.thumbnails.sweep(self._opened_index())
-            self._opened_encoder()
         except PegboardError as error:  # The page says so, too, and the rest of the server works.
             LOGGER.warning("the gallery cannot search: %s", error)
 
@@ -189,7 +191,12 @@ class Gallery:
             RequestError: The request is none that `REQUEST` describes.
             DataError: There is no index, or it belongs to another model.
         """
-        return await asyncio.to_thread(self._search, body)
+        while True:
+            encoder = self._current_encoder()
+            found = await asyncio.to_thread(self._search, body, encoder)
+            # Half of it may be of another bundle, which has begun to answer meanwhile.
+            if encoder is self._current_encoder():
+                return found
 
     async def thumbnail(self, given: Mapping[str, str]) -> Content:
         """Return a picture, small.
@@ -203,7 +210,7 @@ class Gallery:
 
     # ----------------------------------------------------------------- in threads
 
-    def _search(self, body: Any) -> Mapping[str, Any]:
+    def _search(self, body: Any, encoder: Encoder) -> Mapping[str, Any]:
         wish, top = _wish(body)
         index = self._opened_index()
         warnings: list[str] = []
@@ -217,13 +224,11 @@ class Gallery:
                 )
             matches = index.search(vector, top)
         else:
-            encoder = self._opened_encoder()
             index.require(encoder)
             kind, value = wish
             query = value if kind == "q" else self._picture(value)
-            with self._lock:
-                vector = query_vector(encoder, query)
-                warnings = warnings_of(encoder, value) if kind == "q" else []
+            vector = query_vector(encoder, query)
+            warnings = warnings_of(encoder, value) if kind == "q" else []
             matches = index.search(vector, top)
         return {
             "matches": [_shown(rank, match) for rank, match in enumerate(matches, 1)],
@@ -249,13 +254,13 @@ class Gallery:
                 self._index = Index(self.folder)
             return self._index
 
-    def _opened_encoder(self) -> Encoder:
-        """Return the encoder of the bundle that answers now."""
-        bundle = self.service.bundle.folder
-        with self._lock:
-            if self._encoder is None or bundle != self._bundle:
-                self._encoder, self._bundle = self._open_encoder(bundle), bundle
-            return self._encoder
+    def _current_encoder(self) -> Encoder:
+        """Return the encoder of the bundle that answers now; called in the server's loop."""
+        bundle = self.service.bundle
+        if self._encoder is None or bundle is not self._bundle:
+            self._encoder = self._make_encoder(self.service, asyncio.get_running_loop())
+            self._bundle = bundle
+        return self._encoder
 
 
 def _wish(body: Any) -> tuple[tuple[str, Any] | None, int]:

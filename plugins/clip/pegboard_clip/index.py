@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -232,7 +233,7 @@ class Index:
 
     def roots(self) -> list[Path]:
         """Return the declared folders, absolute."""
-        return [Path(os.fsdecode(path)) for (path,) in self._all("SELECT path FROM roots")]
+        return [_folder(path) for (path,) in self._all("SELECT path FROM roots")]
 
     def search(self, vector: Array, top: int) -> list[Match]:
         """Return the pictures nearest to a vector (D,) of unit length, best first."""
@@ -496,11 +497,17 @@ def _picture(row: Any) -> Picture:
     identity, root, path, size, modified, digest = row
     return Picture(
         id=identity,
-        root=Path(os.fsdecode(root)),
+        root=_folder(root),
         path=os.fsdecode(path),
         stamp=Stamp(size=size, modified=modified),
         digest=digest,
     )
+
+
+@lru_cache(maxsize=256)
+def _folder(path: bytes) -> Path:
+    """Return a declared folder; making the same `Path` for each picture would take its time."""
+    return Path(os.fsdecode(path))
 
 
 def _match(picture: Picture, score: float) -> Match:

@@ -247,6 +247,7 @@ class ArrayStore:
     def __init__(self, folder: Path, dimension: int, database: sqlite3.Connection) -> None:
         self.folder, self.dimension, self.database = folder, dimension, database
         self._ids: Array | None = None  # (rows,), -1 for a hole.
+        self._holes = np.empty(0, dtype=np.int64)  # The rows of the holes.
         self._vectors: Array = np.empty((0, dimension), dtype=np.float32)
         self._number = 0
 
@@ -316,7 +317,9 @@ class ArrayStore:
     def search(self, vector: Array, top: int) -> tuple[Array, Array]:
         """Multiply all vectors with the query."""
         ids, vectors = self._view()
-        return best_of(vectors @ np.asarray(vector, dtype=np.float32), ids, top)
+        scores = vectors @ np.asarray(vector, dtype=np.float32)
+        scores[self._holes] = -np.inf
+        return best_of(scores, ids, min(top, len(ids) - len(self._holes)))
 
     def read(self, ids: Array) -> Array:
         """Read rows, without a look at all the others."""
@@ -344,6 +347,7 @@ class ArrayStore:
                 self._number, rows = self._state()
                 self._vectors = self._file(self._number).rows(rows)
                 self._ids = self._rows_of_ids(rows)
+                self._holes = np.flatnonzero(self._ids < 0)
         return self._ids, self._vectors
 
     def _rows_of_ids(self, rows: int) -> Array:
@@ -385,22 +389,15 @@ def best_of(scores: Array, ids: Array, top: int) -> tuple[Array, Array]:
 
     Args:
         scores: float32 (N,).
-        ids: int64 (N,); those below 0 are left out.
-        top: How many.
+        ids: int64 (N,).
+        top: How many; all, if there are no more.
     """
-    holes = ids < 0
-    if holes.any():
-        scores = np.where(holes, np.float32(-np.inf), scores)
-    count = min(top, len(ids) - int(holes.sum()))
-    if count <= 0:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-    if count < len(scores):
+    if 0 < top < len(scores):
         # All that score as high as the last one: which of them come in must not be chance.
-        least = scores[np.argpartition(scores, len(scores) - count)[len(scores) - count :]].min()
-        some = np.flatnonzero(scores >= least)
+        some = np.flatnonzero(scores >= np.partition(scores, len(scores) - top)[len(scores) - top])
     else:
         some = np.arange(len(scores))
-    order = some[np.lexsort((ids[some], -scores[some]))][:count]
+    order = some[np.lexsort((ids[some], -scores[some]))][:top]
     return ids[order], scores[order]
 
 
@@ -435,11 +432,11 @@ class FaissStore(ArrayStore):
             return super().search(vector, top)
         query = np.asarray(vector, dtype=np.float32)
         covered = int(graph.ntotal)
-        rows, scores = self._search_graph(graph, query, ids[:covered], top)
+        rows, scores = self._search_graph(graph, query, top)
         if covered < len(ids):
-            tail = np.arange(covered, len(ids))
-            rows = np.concatenate([rows, tail])
-            scores = np.concatenate([scores, vectors[covered:] @ query])
+            tail = np.flatnonzero(ids[covered:] >= 0)
+            rows = np.concatenate([rows, covered + tail])
+            scores = np.concatenate([scores, (vectors[covered:] @ query)[tail]])
         return best_of(scores, ids[rows], top)
 
     def optimise(self, progress: Progress) -> None:
@@ -466,11 +463,11 @@ class FaissStore(ArrayStore):
         super().close()
         self._graph, self._graph_stamp = None, ()
 
-    def _search_graph(self, graph: Any, query: Array, ids: Array, top: int) -> tuple[Array, Array]:
+    def _search_graph(self, graph: Any, query: Array, top: int) -> tuple[Array, Array]:
         """Return rows and cosines; holes are walked through and not returned."""
         effort = max(graph.hnsw.efSearch, 2 * top)
-        parameters = _parameters(effort, np.flatnonzero(ids < 0))
-        scores, rows = graph.search(query[None], min(top, len(ids)), params=parameters)
+        parameters = _parameters(effort, self._holes[self._holes < graph.ntotal])
+        scores, rows = graph.search(query[None], min(top, graph.ntotal), params=parameters)
         found = rows[0] >= 0
         return rows[0][found], scores[0][found]
 

@@ -488,15 +488,12 @@ def open_newest(project: Project, progress: Progress) -> Answerer:
     Raises:
         BundleError: There is none, or it does not answer here as it did when it was verified.
     """
-    from pegboard.bundle import read_bundle
-    from pegboard.serving.deployment import deploy, resolve_settings
+    from pegboard.serving.deployment import deploy
     from pegboard.settings import Sources
 
     folder = newest_verified(project.folder)
-    bundle = read_bundle(folder, verify=False)  # Its checksums are looked at when it is deployed.
-    settings = resolve_settings(project.board, bundle, Sources(), project.folder)
     with progress.task("open the newest bundle"):
-        return deploy(project.board, settings, folder).answerer
+        return deploy(project.board, folder, sources=Sources(), root=project.folder).answerer
 
 
 def newest_verified(folder: Path) -> Path:

@@ -85,10 +85,9 @@ def judge(settings: FraudSettings, outputs: Mapping[str, Array], thresholds: Thr
 class Model:
     """The champion, asked with explanations."""
 
-    def __init__(self, settings: FraudSettings, service: Service) -> None:
-        self._settings = settings
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._known = self._read(service.bundle)
+        self._known = _Known.of(service)
 
     async def score(self, features: Array) -> Score:
         """Score features (F,), in one batch with what explains the score.
@@ -97,8 +96,9 @@ class Model:
             PegboardError: The model does not answer, or with what is no number.
         """
         if self._service.bundle is not self._known.bundle:
-            self._known = self._read(self._service.bundle)
-        known, most = self._known, self._settings.serve.reasons
+            self._known = _Known.of(self._service)
+        known = self._known
+        most = known.settings.serve.reasons
         rows = known.reasons.rows(features) if most else features[None]
         outputs = await self._service.infer({"features": rows}, records=1)
         probability, loss = outputs["probability"], outputs["expected_loss"]
@@ -107,14 +107,10 @@ class Model:
         return Score(
             probability=probability[0],
             expected_loss=loss[0],
-            decision=judge(self._settings, outputs, known.bundle.thresholds),
+            decision=judge(known.settings, outputs, known.bundle.thresholds),
             reasons=known.reasons.explain(features, probability, most) if most else [],
             model=known.version,
         )
-
-    @staticmethod
-    def _read(bundle: Bundle) -> _Known:
-        return _Known(bundle=bundle, reasons=Reasons.of(bundle), version=bundle.version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +118,21 @@ class _Known:
     """What is needed of a bundle for every score."""
 
     bundle: Bundle
+    settings: FraudSettings
+    """What its thresholds are compared with."""
     reasons: Reasons
     version: str
     """As the server's other paths name it."""
+
+    @classmethod
+    def of(cls, service: Service) -> _Known:
+        bundle = service.bundle
+        return cls(
+            bundle=bundle,
+            settings=service.settings,
+            reasons=Reasons.of(bundle),
+            version=bundle.version,
+        )
 
 
 # --- Decisions ------------------------------------------------------------------------------------
@@ -441,7 +449,7 @@ def routes(settings: FraudSettings, service: Service, state: OnlineState) -> lis
     desk = Desk(
         settings=settings,
         state=state,
-        model=Model(settings, service),
+        model=Model(service),
         book=RuleBook(settings.serve.rules, identifiers.hashed),
         identifiers=identifiers,
         metrics=Metrics(service.registry, state),

@@ -328,8 +328,7 @@ def segmentation_of(
 class Segmenter:
     """Segments series of a PACS and gives the result back to it."""
 
-    def __init__(self, settings: SegmentationSettings, service: Service, pacs: Pacs) -> None:
-        self._settings = settings
+    def __init__(self, service: Service, pacs: Pacs) -> None:
         self._service = service
         self._pacs = pacs
 
@@ -346,7 +345,7 @@ class Segmenter:
 
     async def _suited(self, study: str) -> list[str]:
         """Return the series of a study whose modality the model was trained for."""
-        modality = MODALITIES[self._settings.data.modality]
+        modality = self._modality()
         found = await asyncio.to_thread(self._pacs.series_of, study)
         suited = [one.uid for one in found if one.modality == modality]
         if not suited:
@@ -359,13 +358,15 @@ class Segmenter:
 
     async def _one(self, study: str, uid: str) -> dict[str, Any]:
         prepared = await asyncio.to_thread(self._fetched, study, uid)
+        # Of the same bundle: another one may answer by the time that this one has.
+        settings, version = self._settings(), self._service.bundle.version
         outputs = await self._service.infer(prepared.inputs)
         segmentation, millilitres = await asyncio.to_thread(
             segmentation_of,
             prepared,
             outputs["probabilities"][0],
-            self._settings,
-            self._service.bundle.version,
+            settings,
+            version,
         )
         await asyncio.to_thread(self._pacs.store, [segmentation])
         return {
@@ -373,6 +374,14 @@ class Segmenter:
             "segmentation": str(segmentation.SOPInstanceUID),
             "volume_ml": millilitres,
         }
+
+    def _settings(self) -> SegmentationSettings:
+        """Return those of the model that answers now."""
+        settings: SegmentationSettings = self._service.settings
+        return settings
+
+    def _modality(self) -> str:
+        return MODALITIES[self._settings().data.modality]
 
     def _fetched(self, study: str, uid: str) -> Prepared:
         datasets = self._pacs.fetch_series(study, uid)
@@ -383,10 +392,10 @@ class Segmenter:
                 remedy="check the SeriesInstanceUID, and whether the series has arrived",
             )
         modality = str(datasets[0].get("Modality") or "")
-        if modality != MODALITIES[self._settings.data.modality]:
+        wanted = self._modality()
+        if modality != wanted:
             raise RequestError(
-                f"the series is of modality {modality[:16]} and the model of "
-                f"{MODALITIES[self._settings.data.modality]}",
+                f"the series is of modality {modality[:16]} and the model of {wanted}",
                 where="series",
                 remedy="name another series",
             )
@@ -430,7 +439,7 @@ def routes(settings: SegmentationSettings, service: Service) -> list[Route]:
     """
     if not settings.serve.pacs:
         return []
-    handler: Callable[[Any], Any] = Segmenter(settings, service, Pacs(settings.serve.pacs)).segment
+    handler: Callable[[Any], Any] = Segmenter(service, Pacs(settings.serve.pacs)).segment
     return [
         Route(
             path=PATH,

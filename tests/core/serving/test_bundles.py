@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -16,10 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from pegboard.board import build_board
 from pegboard.bundle import MANIFEST, read_bundle
 from pegboard.errors import PegboardError
 from pegboard.files import digest_of, write_json
 from pegboard.serving.process import ServerProcess
+from pegboard.serving.service import Service
+from pegboard.settings import Sources
 
 Serve = Callable[..., AbstractContextManager[ServerProcess]]
 POINTS = {"points": [[0.0, 1.0, 2.0, 3.0], [-1.0, -1.0, 0.5, 0.0]]}
@@ -75,6 +79,25 @@ def test_another_bundle_takes_over_and_no_request_is_lost(bundle_copy: Path, ser
         versions = [version for _, version in one]
         changes = [a for a, b in pairwise(versions) if a != b]
         assert changes == [first_version, second_version]
+
+
+def test_another_bundle_answers_by_its_own_settings_and_is_served_as_before(
+    bundle_copy: Path, tmp_path: Path
+) -> None:
+    first = read_bundle(bundle_copy)
+    made = first.settings | {
+        "train": first.settings["train"] | {"epochs": 77},
+        "serve": first.settings["serve"] | {"port": 1},
+    }
+    another(bundle_copy, "second", settings=made)
+    sources = Sources()
+    sources.put(("serve", "port"), 8123, "the test")
+    board = build_board(first.solution)
+    service = Service(board, bundle_copy, sources=sources, root=tmp_path)
+    assert (service.settings.train.epochs, service.settings.serve.port) != (77, 8123)
+    asyncio.run(service.swap_champion(Path("second")))
+    assert (service.settings.train.epochs, service.settings.serve.port) == (77, 8123)
+    assert service.candidate.name == service.bundle.chosen().name
 
 
 def test_a_link_that_points_elsewhere_is_opened_at_a_signal(

@@ -9,7 +9,7 @@ import io
 import json
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,13 +72,14 @@ class Service:
         self.metrics, self.is_ready = ServerMetrics(), True
         self.begin: list[Callable[[], Awaitable[None]]] = []
         self.end: list[Callable[[], Awaitable[None]]] = []
-        self.opened: list[Path] = []
+        self.encoders: list[ColourEncoder] = []
         self.model = "colours-1"
-        self.routes = gallery.routes(self.settings, self, self.open_encoder)  # type: ignore[arg-type]
+        self.routes = gallery.routes(self.settings, self, self.make_encoder)  # type: ignore[arg-type]
 
-    def open_encoder(self, bundle: Path) -> ColourEncoder:
-        self.opened.append(bundle)
-        return ColourEncoder(self.model)
+    def make_encoder(self, service: Any, loop: asyncio.AbstractEventLoop) -> ColourEncoder:
+        assert service is self and loop.is_running()
+        self.encoders.append(ColourEncoder(self.model))
+        return self.encoders[-1]
 
     def at_start(self, call: Callable[[], Awaitable[None]]) -> None:
         self.begin.append(call)
@@ -234,23 +235,41 @@ def test_an_index_that_is_not_made_yet_is_said_and_found_later(
     asyncio.run(service.end[0]())
 
 
-def test_a_swapped_bundle_is_opened_and_refused_for_an_index_of_another(page: Page) -> None:
+def test_a_swapped_bundle_embeds_and_is_refused_for_an_index_of_another(page: Page) -> None:
     page.find(q="apple")
     page.find(q="sky")
-    assert len(page.service.opened) == 1
+    assert len(page.service.encoders) == 1
     page.service.model = "other"
     page.service.bundle = SimpleNamespace(folder=Path("other"))
     status, sentence = page.find(q="apple")
     assert status == 503 and "another model" in sentence and "--again" in sentence
-    assert page.service.opened[1] == Path("other")
+    assert len(page.service.encoders) == 2
 
 
-def test_before_it_serves_all_is_open_and_old_thumbnails_are_gone(page: Page) -> None:
+def test_a_bundle_that_is_swapped_while_it_embeds_is_asked_again(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.find(q="apple")
+    before, texts = page.service.encoders[0], []
+
+    def swap(encoder: ColourEncoder, given: Sequence[str]) -> Any:
+        texts.append(encoder)
+        if encoder is before:
+            page.service.bundle = SimpleNamespace(folder=Path("other"))
+        return embed(encoder, given)
+
+    embed = ColourEncoder.texts
+    monkeypatch.setattr(ColourEncoder, "texts", swap)
+    assert page.names(q="apple", top=1) == ["apple.png"]
+    assert texts == page.service.encoders and len(texts) == 2
+
+
+def test_before_it_serves_old_thumbnails_are_gone(page: Page) -> None:
     kept = page.service.folder / "thumbnails"
     kept.mkdir()
     (kept / "old").write_bytes(b"x")
     asyncio.run(page.service.begin[0]())
-    assert len(page.service.opened) == 1 and list(kept.iterdir()) == []
+    assert list(kept.iterdir()) == []
 
 
 def test_the_page_runs_its_own_script_alone(page: Page) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from pegboard.bundle import read_bundle, write_manifest
@@ -19,11 +22,14 @@ from pegboard.lifecycle import open_run, run_stages
 from pegboard.progress import SilentProgress
 from pegboard.project import open_project
 from pegboard.runs import Run
+from pegboard.serving.process import running_server
 from pegboard.stages.evaluate import read_evaluation
 from pegboard.weights import load_trained
 from pegboard_clip import figures
 from pegboard_clip.deploy import UNKNOWN_SCRIPT
 from pegboard_clip.encoder import model_of, open_encoder
+from pegboard_clip.index import Index, refresh
+from pegboard_clip.search import query_vector
 
 pytestmark = pytest.mark.slow
 
@@ -117,6 +123,35 @@ def test_the_same_model_keeps_its_index_and_another_does_not(verified: Run, tmp_
     assert after.version != before.version
     assert open_encoder(tmp_path, folder).model == first
     assert model_of(after, after.candidate("torch/fp32")) != first
+
+
+def test_the_gallery_searches_with_the_model_that_the_server_has_open(
+    verified: Run, tmp_path: Path
+) -> None:
+    """The server's batches give what the bundle gives alone, by words and by a picture."""
+    encoder = open_encoder(tmp_path, verified.bundle)
+    dataset: Any = verified.project.board.hook.load_split(
+        settings=verified.project.settings, split="test"
+    )
+    (tmp_path / "pictures").mkdir()
+    for number in range(6):
+        Image.fromarray(dataset.image(number)).save(tmp_path / "pictures" / f"{number}.png")
+    with Index.create(
+        tmp_path / "index", model=encoder.model, dimension=encoder.dimension
+    ) as index:
+        refresh(index, tmp_path / "pictures", encoder, SilentProgress())
+        words = query_vector(encoder, "red circle - blue star")
+        expected = [match.name for match in index.search(words, 6)]
+    picture = base64.b64encode((tmp_path / "pictures" / "4.png").read_bytes()).decode()
+    command = ("--bundle", verified.bundle, f"serve.index={tmp_path / 'index'}")
+    with running_server(*command, folder=tmp_path, log=tmp_path / "log") as server:
+        found = server.ask("POST", "/search", {"q": "red circle - blue star"}).json()
+        assert [match["file"] for match in found["matches"]] == expected
+        found = server.ask("POST", "/search", {"image": picture}).json()
+        assert found["matches"][0]["file"] == "4.png"
+        counted = server.ask("GET", "/metrics").body.decode()
+        assert re.search(r"pegboard_batch_records_count[^ ]* [2-9]", counted), counted
+        assert server.stop() == 0
 
 
 def test_the_report_shows_queries_with_their_pictures(verified: Run) -> None:

@@ -62,10 +62,11 @@ def test_the_best_come_first_and_equal_ones_by_their_number() -> None:
     assert ids.tolist() == [4, 2, 7] and found.tolist() == scores[[1, 3, 4]].tolist()
 
 
-def test_holes_are_never_found_and_nothing_is_made_up() -> None:
-    ids, _ = best_of(np.array([0.9, 0.1], dtype=np.float32), np.array([-1, 3]), 10)
-    assert ids.tolist() == [3]
-    assert best_of(np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64), 5)[0].size == 0
+def test_nothing_is_made_up_where_there_are_fewer() -> None:
+    scores, ids = np.array([0.9, 0.1], dtype=np.float32), np.array([8, 3])
+    assert best_of(scores, ids, 10)[0].tolist() == [8, 3]
+    assert best_of(scores, ids, 0)[0].size == 0
+    assert best_of(scores[:0], ids[:0], 5)[0].size == 0
 
 
 def test_the_order_is_that_of_a_full_sort() -> None:

@@ -254,6 +254,18 @@ def test_the_answer_names_the_model_and_follows_a_swap(tmp_path: Path) -> None:
     assert second["decision"] == "review"
 
 
+def test_a_swapped_model_is_judged_by_what_it_was_made_with(tmp_path: Path) -> None:
+    """What the threshold is compared with is the bundle's own setting."""
+    bench = Bench(tmp_path)
+    bench.bundle.thresholds = {"review": 0.1}
+    assert bench.settings.model.threshold == "cost"
+    assert bench.decide(id="1")["decision"] == "review"
+    bench.bundle = SimpleNamespace(**vars(bench.bundle))
+    model = bench.settings.model.model_copy(update={"threshold": "budget"})
+    bench.settings = bench.settings.model_copy(update={"model": model})
+    assert bench.decide(id="2")["decision"] == "approve"
+
+
 def test_a_changed_rules_file_decides_after_a_tick(tmp_path: Path) -> None:
     bench = Bench(tmp_path, rules='version = "1"\n')
 

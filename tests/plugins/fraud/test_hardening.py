@@ -554,7 +554,6 @@ from pegboard.bundle import read_bundle
 from pegboard.cli.predict import board_for
 from pegboard.serving import server
 from pegboard.serving.admin import build_admin
-from pegboard.serving.deployment import resolve_settings
 from pegboard.serving.http import Application
 from pegboard.serving.service import Service
 from pegboard.settings import read_sources
@@ -562,8 +561,7 @@ from pegboard.settings import read_sources
 folder = Path(sys.argv[1])
 bundle = read_bundle(folder)
 board = board_for(bundle, Path())
-settings = resolve_settings(board, bundle, read_sources(None), Path())
-service = Service(board, settings, folder)
+service = Service(board, folder, sources=read_sources(None), root=Path())
 application = Application(service, lambda: build_admin(service))
 
 async def receive():

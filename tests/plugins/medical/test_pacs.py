@@ -185,6 +185,7 @@ class Threshold:
 
     def __init__(self) -> None:
         self.seen: list[Mapping[str, Array]] = []
+        self.settings = settings_of("")
 
     async def infer(self, inputs: Mapping[str, Array], **_: Any) -> Mapping[str, Array]:
         self.seen.append(inputs)
@@ -200,7 +201,9 @@ def settings_of(address: str, modality: str = "ct") -> SegmentationSettings:
 
 def ask(address: str, payload: Any, service: Threshold | None = None, modality: str = "ct") -> Any:
     """Give the route one request."""
-    (route,) = routes(settings_of(address, modality), service or Threshold())
+    service = service or Threshold()
+    service.settings = settings_of(address, modality)
+    (route,) = routes(service.settings, service)  # type: ignore[arg-type]
     assert route.path == PATH
     return asyncio.run(route.handler(payload))
 
