@@ -54,6 +54,6 @@ read -r -a missing <<<"$(missing_packages "${wanted[@]}")"
 "$venv/bin/python" -m pip install -q -c constraints.txt \
     -e 'core[openvino,serve,train]' -e 'plugins/fraud[redis,serve,train]' \
     -e 'plugins/defect[review,serve,train]' -e 'plugins/medical[serve,train]' \
-    -e 'plugins/lidar[serve,train]' -e 'plugins/clip[chinese,clip,faiss,serve,train]' \
+    -e 'plugins/lidar[serve,train]' -e 'plugins/clip[chinese,clip,faiss,pgvector,qdrant,serve,train]' \
     -e templates --group dev
 "$venv/bin/python" -m pip check >&2

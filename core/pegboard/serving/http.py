@@ -20,6 +20,7 @@ from pegboard.errors import PegboardError, RequestError
 from pegboard.records import Content, Route
 from pegboard.serving import openinference
 from pegboard.serving.batching import OverloadedError
+from pegboard.serving.browsers import LOOPBACK, asks_for_this_machine, comes_from_another_site
 from pegboard.serving.metrics import CONTENT_TYPE
 from pegboard.serving.service import Service, TimeoutExceededError, log_failure
 from pegboard.signatures import validate
@@ -70,6 +71,8 @@ class Application:
         self._make_admin = admin
         self._admin: Any = None
         self._token = os.environ.get(TOKEN, "").encode()
+        # Without a token it trusts who is on this machine, and browsers are there for anybody.
+        self._is_guarded = not self._token and service.settings.serve.host in LOOPBACK
         self._limit = int(service.settings.serve.request_mb * 1e6)
         self._seconds = service.settings.serve.timeout_seconds
         self._paths: dict[str, dict[str, Handler]] = {
@@ -137,6 +140,8 @@ class Application:
             )
         if self._token and path not in self._open and not has_token(scope, self._token):
             return unauthorized()
+        if self._is_guarded and (problem := self._problem(scope["headers"], path)):
+            return failure(403, problem)
         try:
             return await handler(scope, receive)
         except RequestError as error:
@@ -158,6 +163,17 @@ class Application:
         except Exception as error:  # Nothing a request holds may end the server or reach its log.
             log_failure(path, error)
             return failure(500, "the server failed; its log says where")
+
+    def _problem(self, headers: Headers, path: str) -> str | None:
+        if not asks_for_this_machine(headers):
+            return (
+                "the server answers this machine alone and is asked for under another name; "
+                f"ask 127.0.0.1, or set {TOKEN}"
+            )
+        # A link elsewhere may open a page; its script still cannot read it.
+        if path not in self._open and comes_from_another_site(headers):
+            return f"another site sends this request; ask from here, or set {TOKEN}"
+        return None
 
     async def _administer(self, scope: Scope, receive: Receive) -> Reply:
         if self._admin is None:

@@ -18,6 +18,7 @@ import uvicorn
 
 from pegboard.errors import PegboardError
 from pegboard.logs import LOGGER
+from pegboard.serving.browsers import LOOPBACK
 from pegboard.serving.http import TOKEN, Application
 from pegboard.serving.service import Service, log_failure
 
@@ -25,7 +26,6 @@ BACKLOG = 2048
 SWITCH_SECONDS = 5e-4
 """How long one thread keeps Python from another that wants it: by default ten times as long, which
 is what an answer would wait whenever a log or a challenger is at work beside the event loop."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def run(service: Service, bundle: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from pegboard.errors import DataError
 from pegboard.files import digest_of
+from pegboard.findings import separated
 from pegboard.records import Split
 from pegboard.splits import SPLITS
 from pegboard_clip.layouts import Pair, Source
@@ -143,5 +144,4 @@ def _digest(source: Source) -> str:
 
 def separated_pictures(pairs: Iterable[Pair]) -> list[str]:
     """Return the pictures whose captions the data gives to different splits."""
-    splits = Counter(name for name, _ in {(_unit(pair), pair.split) for pair in pairs})
-    return [name for name, count in splits.items() if count > 1]
+    return separated((_unit(pair), pair.split) for pair in pairs)

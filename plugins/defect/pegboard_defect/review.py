@@ -10,14 +10,12 @@ import contextlib
 import heapq
 import json
 import logging
-import re
 import secrets
 import socket
 import threading
 from collections.abc import (
     Awaitable,
     Callable,
-    Iterable,
     Iterator,
     Mapping,
     MutableMapping,
@@ -37,6 +35,7 @@ from pegboard.cli.options import Overrides, ProjectFolder, open_project
 from pegboard.errors import DataError, PegboardError
 from pegboard.logs import new_progress
 from pegboard.records import Array, Thresholds
+from pegboard.serving.browsers import asks_for_this_machine, comes_from_another_site
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -388,7 +387,6 @@ _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 _App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
-_LOCAL = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 _HEADERS = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -419,13 +417,11 @@ class _Door:
         await inner(scope, receive, guarded)
 
 
-def _problem(path: str, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    hosts = [value for name, value in headers if name == b"host"]
-    if len(hosts) != 1 or not _LOCAL.fullmatch(hosts[0]):
+def _problem(path: str, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    if not asks_for_this_machine(headers):
         return "The host is not this machine; open the address that the command printed."
-    sites = [value for name, value in headers if name == b"sec-fetch-site"]
     # A link on another site may open the page; its script still cannot read it.
-    if path != "/" and any(site not in (b"same-origin", b"none") for site in sites):
+    if path != "/" and comes_from_another_site(headers):
         return "The request comes from another site; open the page itself."
     return None
 

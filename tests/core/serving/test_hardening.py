@@ -61,7 +61,7 @@ def test_a_connection_is_of_use_after_a_request_that_was_refused(server: ServerP
 BEGINNINGS = {
     b"": b"",
     b"POST /pred": b"",
-    b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\nGET /hea": b"HTTP/1.1 200",
+    b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /hea": b"HTTP/1.1 200",
     b"POST /predict HTTP/1.1\r\ncontent-length: 9\r\n\r\n{": b"HTTP/1.1 408",
     b"PUT /admin/bundle HTTP/1.1\r\ncontent-length: 9\r\n\r\n{": b"HTTP/1.1 408",
     b"GET /healthz HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n9\r\n{": b"HTTP/1.1 200",

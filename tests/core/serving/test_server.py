@@ -324,6 +324,36 @@ def register_routes(settings, service):
 """
 
 
+REBOUND = {"host": "pictures.example"}
+"""What a browser says when a site makes its name point to this machine."""
+
+
+def test_a_site_in_a_browser_can_neither_ask_nor_read(
+    bundle: Path, tmp_path: Path, serve: Serve
+) -> None:
+    """Without a token the server trusts this machine; whatever a browser shows is not it."""
+    (tmp_path / "pegboard.toml").write_text('solution = "toy"\n')
+    (tmp_path / "hooks.py").write_text(PAGES)
+    cross, own = {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-origin"}
+    with serve("--bundle", bundle) as server:
+        for host in ("localhost", "127.0.0.1:8080", "[::1]:1", "LOCALHOST:80"):
+            assert server.ask("GET", "/picture/17", headers={"host": host}).status == 200, host
+        for path in ("/page", "/picture/17", "/metrics", "/openapi.json"):
+            reply = server.ask("GET", path, headers=REBOUND)
+            assert reply.status == 403 and "PEGBOARD_SERVE_TOKEN" in reply.json()["error"], path
+        assert server.ask("POST", "/predict", POINTS, REBOUND).status == 403
+        assert server.ask("POST", "/predict", POINTS, cross).status == 403
+        assert server.ask("GET", "/picture/17", headers=cross).status == 403
+        assert server.ask("POST", "/predict", POINTS, own).status == 200
+        # A link elsewhere leads to the page.
+        assert server.ask("GET", "/page", headers=cross).status == 200
+    with serve("--bundle", bundle, PEGBOARD_SERVE_TOKEN="open-sesame") as server:
+        token = {"authorization": "Bearer open-sesame"}
+        assert server.ask("GET", "/picture/17", headers=REBOUND | token).status == 200
+    with serve("--bundle", bundle, "serve.host=0.0.0.0") as server:
+        assert server.ask("GET", "/picture/17", headers=REBOUND).status == 200
+
+
 def test_a_plugin_adds_a_page_and_pictures_by_their_numbers(
     bundle: Path, tmp_path: Path, serve: Serve
 ) -> None:
@@ -368,7 +398,7 @@ def test_a_request_that_does_not_arrive_is_given_up(bundle: Path, serve: Serve) 
         serve("--bundle", bundle, "serve.timeout_seconds=0.3") as server,
         socket.create_connection((server.host, server.port)) as slow,
     ):
-        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
         slow.settimeout(10)
         assert b" 408 " in slow.recv(4096)
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from colours import ColourEncoder, paint
 
 from pegboard.errors import DataError, MissingExtraError, PegboardError, SettingsError
 from pegboard.progress import SilentProgress
 from pegboard_clip import vectors
+from pegboard_clip.index import Index, refresh
 from pegboard_clip.vectors import (
     BLOCK,
     ArrayStore,
@@ -337,7 +339,7 @@ def check_store(store: Any) -> None:
     assert store.search(rows[0], 1)[0].tolist() == [1]
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore:Local mode performs exact")
 def test_qdrant_keeps_vectors(tmp_path: Path) -> None:
     """In qdrant-client's local mode: the same client without a server."""
     client = pytest.importorskip("qdrant_client", reason="needs qdrant-client")
@@ -400,6 +402,35 @@ def test_postgres_searches_its_graph_when_there_are_many(
     assert len(store.search(rows[0], 600)[0]) == 500
     store.drop()
     store.close()
+
+
+def test_an_index_keeps_its_vectors_in_postgres_and_its_names_here(
+    postgres: str, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    paint(pictures / "apple.png", "red")
+    paint(pictures / "sky.png", "blue", "blue", "white")
+    encoder = ColourEncoder()
+    query = encoder.texts(["apple"])[0]
+
+    def found() -> list[str]:
+        with Index(tmp_path / "index") as index:
+            return [match.name for match in index.search(query, 9)]
+
+    with Index.create(
+        tmp_path / "index", model=encoder.model, dimension=encoder.dimension, store=postgres
+    ) as index:
+        refresh(index, pictures, encoder, SilentProgress())
+    assert found() == ["apple.png", "sky.png"]
+    assert not list((tmp_path / "index").glob("vectors*"))
+    (pictures / "apple.png").unlink()
+    with Index(tmp_path / "index") as index, index.writing():
+        refresh(index, pictures, encoder, SilentProgress())
+    assert found() == ["sky.png"]
+    with Index(tmp_path / "index") as index:
+        index.restart(ColourEncoder("another"))
+        assert index.search(query, 9) == []
+        index._store.drop()
 
 
 def test_a_lost_connection_is_made_again(postgres: str) -> None:
