@@ -19,7 +19,7 @@ test: $(READY)  ## The fast tests, below ten minutes
 	$(BIN)/pytest -m "own_process and not slow"
 
 test-slow: $(READY)  ## The tests that train, kill and export at length
-	$(BIN)/pytest -n 2 --dist worksteal -m "slow and not own_process"
+	$(BIN)/pytest -n 2 --dist worksteal --durations 12 -m "slow and not own_process"
 	$(BIN)/pytest -m "own_process and slow"
 
 check: lint types imports docs

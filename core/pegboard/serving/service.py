@@ -14,7 +14,7 @@ from typing import Any
 
 from pegboard.board import Board
 from pegboard.bundle import Bundle, Candidate
-from pegboard.errors import BundleError, PegboardError
+from pegboard.errors import BundleError, PegboardError, SettingsError
 from pegboard.logs import LOGGER
 from pegboard.records import AnswerEvent, Array, Route
 from pegboard.serving.batching import MicroBatcher
@@ -284,13 +284,20 @@ class Service:
         return self._deployed(path)
 
     def _deployed(self, folder: Path) -> Deployment:
-        return deploy(
-            self.board,
-            folder,
-            sources=self._sources,
-            root=self._root,
-            solution=self.bundle.solution,
-        )
+        try:
+            return deploy(
+                self.board,
+                folder,
+                sources=self._sources,
+                root=self._root,
+                solution=self.bundle.solution,
+            )
+        except SettingsError as error:  # The server's own were in order when it began.
+            raise BundleError(
+                error.what,
+                where=error.where,
+                remedy="serve it with the versions of Pegboard and plugin that made it",
+            ) from error
 
     def _champion(self, deployment: Deployment) -> Champion:
         bundle, serve = deployment.bundle, self._serve

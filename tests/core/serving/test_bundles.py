@@ -120,12 +120,15 @@ def test_a_bundle_that_may_not_be_served_changes_nothing(
     damaged = another(bundle_copy, "damaged")
     next(damaged.glob("models/onnx/fp32/*.onnx")).write_bytes(b"no model")
     another(bundle_copy, "elsewhere", solution="other")
+    made = read_bundle(bundle_copy).settings
+    another(bundle_copy, "later", settings=made | {"train": made["train"] | {"novelty": 1}})
     outside = shutil.copytree(bundle_copy, tmp_path / "outside")
     version = read_bundle(bundle_copy).version
     with serve("--bundle", bundle_copy, PEGBOARD_ADMIN_TOKEN="let-me-change-it") as server:
         for name, words in (
             ("damaged", "bytes and not"),
             ("elsewhere", "of the solution 'other'"),
+            ("later", "unknown setting 'train.novelty'"),
             (".", "this is not a bundle"),
             ("absent", "this is not a bundle"),
             ("long" * 1000, "this is not a bundle"),
