@@ -144,4 +144,4 @@ def _digest(source: Source) -> str:
 
 def separated_pictures(pairs: Iterable[Pair]) -> list[str]:
     """Return the pictures whose captions the data gives to different splits."""
-    return separated((_unit(pair), pair.split) for pair in pairs)
+    return separated((_unit(pair), pair.split or None) for pair in pairs)

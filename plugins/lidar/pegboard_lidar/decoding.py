@@ -30,6 +30,12 @@ the heading is the same for both: it gives the box's axis, the heading only its 
 BOX_CHANNELS = 10
 """Without velocity."""
 
+NEAR = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1))
+"""Steps to the cells that tell of the box of a peak, itself among them."""
+
+SAY = 0.3
+"""Share of a peak's heat from which on a neighbour has a say in its box."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
@@ -65,13 +71,14 @@ def detect(settings: LidarSettings, outputs: Mapping[str, Array]) -> Detections:
     """
     if "found" in outputs:
         return _listed(outputs["found"])
-    model = settings.model
-    labels, rows, columns = peaks(outputs["heat"], model.smallest_score)
+    model, heat = settings.model, outputs["heat"]
+    labels, rows, columns = peaks(heat, model.smallest_score)
+    told = told_around(heat, outputs["boxes"], labels, rows, columns)
     found = Detections(
-        boxes=boxes_at(outputs["boxes"], rows, columns, pillars_of(settings)),
-        scores=outputs["heat"][labels, rows, columns],
+        boxes=boxes_of(told, rows, columns, pillars_of(settings)),
+        scores=heat[labels, rows, columns],
         labels=labels,
-        velocity=outputs["boxes"][VELOCITY, rows, columns].T if model.velocity else None,
+        velocity=told[VELOCITY].T if model.velocity else None,
     )
     # The surest ones are enough: each overlap is looked at for every pair.
     found = found.at(np.argsort(-found.scores, kind="stable")[: 2 * model.objects])
@@ -98,18 +105,49 @@ def peaks(heat: Array, smallest: float) -> tuple[Array, Array, Array]:
     labels, rows, columns = np.nonzero(heat >= smallest)
     scores = heat[labels, rows, columns]
     is_peak = np.ones(len(scores), dtype=bool)
-    for down in (-1, 0, 1):
-        for right in (-1, 0, 1):
-            beside = heat[
-                labels, np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)
-            ]
-            is_peak &= beside <= scores
+    for down, right in NEAR:
+        beside = heat[
+            labels, np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)
+        ]
+        is_peak &= beside <= scores
     return labels[is_peak], rows[is_peak], columns[is_peak]
 
 
-def boxes_at(maps: Array, rows: Array, columns: Array, grid: Grid) -> Array:
-    """Return the boxes float32 (D, 7) that the map (C, H, W) tells of D cells."""
-    told = maps[:, rows, columns]
+def told_around(heat: Array, maps: Array, labels: Array, rows: Array, columns: Array) -> Array:
+    """Return what the cells around each of D peaks tell of its box, as if the peak had told it.
+
+    Training has a peak's neighbours tell the same box; the mean of what they say, by their heat, is
+    off by less than what the peak alone says (box voting, Gidaris and Komodakis, ICCV 2015).
+
+    Args:
+        heat: (K, H, W).
+        maps: (C, H, W).
+        labels: (D,).
+        rows: (D,).
+        columns: (D,).
+
+    Returns:
+        float32 (C, D).
+    """
+    _, height, width = heat.shape
+    total = np.zeros((len(maps), len(rows)), dtype=np.float32)
+    weight = np.zeros(len(rows), dtype=np.float32)
+    for down, right in NEAR:
+        row, column = rows + down, columns + right
+        is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        row, column = row.clip(0, height - 1), column.clip(0, width - 1)
+        beside = heat[labels, row, column]
+        has_a_say = is_inside & (beside >= SAY * heat[labels, rows, columns])
+        share = np.where(has_a_say, beside, np.float32(0))
+        told = maps[:, row, column]
+        told[OFFSET] += np.array([[down], [right]], dtype=np.float32)
+        total += share * told
+        weight += share
+    return total / weight
+
+
+def boxes_of(told: Array, rows: Array, columns: Array, grid: Grid) -> Array:
+    """Return the boxes float32 (D, 7) that D cells tell (C, D)."""
     x = grid.x + (rows + 0.5 + told[0]) * grid.side
     y = grid.y + (columns + 0.5 + told[1]) * grid.side
     boxes = np.stack([x, y, told[HEIGHT], *np.exp(told[SIZE]), _heading(told)], axis=-1)

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from pegboard_lidar.decoding import HEADING, OFFSET, Detections, boxes_at, detect, peaks
+from pegboard_lidar.decoding import (
+    HEADING,
+    OFFSET,
+    Detections,
+    boxes_of,
+    detect,
+    peaks,
+    told_around,
+)
 from pegboard_lidar.grid import pillars_of
 from pegboard_lidar.objectives import Objective
 from pegboard_lidar.settings import LidarSettings
@@ -68,7 +76,9 @@ def test_what_the_loss_asks_for_is_read_as_the_same_box(small: Small, box: Array
     settings = small()
     maps, row, column = told_of(Objective(pillars_of(settings), 3), box)
     assert (np.abs(maps[OFFSET, row, column]) <= 0.5).all()
-    found = boxes_at(maps, np.array([row]), np.array([column]), pillars_of(settings))
+    found = boxes_of(
+        maps[:, [row], [column]], np.array([row]), np.array([column]), pillars_of(settings)
+    )
     np.testing.assert_allclose(found[0, :6], box[:6], atol=1e-4)
     assert np.cos(found[0, 6] - box[6]) == pytest.approx(1.0, abs=1e-6)
     assert found.dtype == np.float32
@@ -85,7 +95,7 @@ def test_which_end_is_the_front_is_the_headings_word_and_the_axis_the_axis(
     wrong = yaw + 0.6
     for sign, turn in ((1, 0.0), (-1, np.pi)):
         maps[HEADING, row, column] = sign * 0.05 * np.array([np.cos(wrong), np.sin(wrong)])
-        found = boxes_at(maps, np.array([row]), np.array([column]), grid)[0, 6]
+        found = boxes_of(maps[:, [row], [column]], np.array([row]), np.array([column]), grid)[0, 6]
         assert np.cos(found - yaw - turn) == pytest.approx(1.0, abs=1e-6)
 
 
@@ -106,8 +116,27 @@ def test_a_box_is_told_by_every_cell_around_its_middle(small: Small) -> None:
     true = objective._true(offset, zero, zero, targets).numpy()
     maps = np.zeros((10, 16, 16), dtype=np.float32)
     maps[:, near[:, 0], near[:, 1]] = true.T
-    found = boxes_at(maps, near[:, 0].numpy(), near[:, 1].numpy(), pillars_of(settings))
+    rows, columns = near[:, 0].numpy(), near[:, 1].numpy()
+    found = boxes_of(maps[:, rows, columns], rows, columns, pillars_of(settings))
     np.testing.assert_allclose(found, np.tile(box, (len(near), 1)), atol=1e-4)
+
+
+def test_a_box_is_the_mean_of_what_warm_neighbours_say(small: Small) -> None:
+    """Two cells a metre apart in opinion, one three times as warm; cold and other ones are mute."""
+    grid = pillars_of(small())
+    heat = np.zeros((2, grid.rows, grid.columns), dtype=np.float32)
+    maps = np.full((10, grid.rows, grid.columns), 9.0, dtype=np.float32)
+    row, column = 5, 0  # On the edge: the far side of the map is no neighbour.
+    heat[0, row, column], heat[0, row + 1, column] = 0.9, 0.3
+    heat[0, row - 1, column] = 0.2  # Below 0.3 of the peak.
+    heat[0, row, -1] = 0.8
+    heat[1, row, column + 1] = 0.9  # Of another class.
+    maps[:, row, column] = 0
+    maps[:, row + 1, column] = 1
+    maps[0, row + 1, column] = -1  # From one row further down: the same place.
+    where = np.array([row]), np.array([column])
+    told = told_around(heat, maps, np.array([0]), *where)
+    np.testing.assert_allclose(told[:, 0], [0, 0.25, *[0.25] * 8], atol=1e-6)
 
 
 # --- Objects --------------------------------------------------------------------------------------
