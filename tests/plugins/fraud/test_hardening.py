@@ -210,7 +210,7 @@ class Sent:
         is_sized = b"content-length: " in named.replace(b"header-content-length", b"")
         is_sized = is_sized or b"transfer-encoding" in named
         length = () if is_sized else (b"content-length: %d" % len(self.body),)
-        head = b"\r\n".join((self.start, b"host: a", *length, *self.headers))
+        head = b"\r\n".join((self.start, b"host: localhost", *length, *self.headers))
         whole = head + b"\r\n\r\n" + (self.chunked or self.body)
         return whole[: int(len(whole) * self.share)]
 
