@@ -255,6 +255,7 @@ def speed(progress: Progress) -> Iterator[str]:
 
     calls: dict[str, Callable[[], object]] = {
         "exported, one graph": boxes_by(exported),
+        "the same on two threads": boxes_by(on_two_threads(bundle)),
         "exported, two graphs": boxes_by(halves),
         "torch eager": boxes_by(eager),
         "NumPy pillars, then ONNX": numpy_pillars(run, settings, points),
@@ -278,6 +279,23 @@ def predictor_of(run: Run, bundle: Bundle, name: str) -> Any:
     """Open a candidate of a bundle."""
     targets = run.project.board.collect("deploy_targets")
     return bundle.load_predictor(targets, bundle.candidate(name))
+
+
+def on_two_threads(bundle: Bundle) -> Any:
+    """Open the graph for one scanner alone on two cores; a server has a thread for each request."""
+    import onnxruntime
+
+    from pegboard.targets import onnx
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = 2, 1
+    path = bundle.folder / bundle.candidate("onnx/fp32").file
+    session = onnxruntime.InferenceSession(
+        str(path if path.is_file() else path / onnx.FILE),
+        sess_options=options,
+        providers=["CPUExecutionProvider"],
+    )
+    return onnx.OnnxPredictor(session, bundle.signature)
 
 
 def difference(expected: Mapping[str, Array], found: Mapping[str, Array]) -> Iterator[str]:
