@@ -283,19 +283,10 @@ def predictor_of(run: Run, bundle: Bundle, name: str) -> Any:
 
 def on_two_threads(bundle: Bundle) -> Any:
     """Open the graph for one scanner alone on two cores; a server has a thread for each request."""
-    import onnxruntime
-
     from pegboard.targets import onnx
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = 2, 1
     path = bundle.folder / bundle.candidate("onnx/fp32").file
-    session = onnxruntime.InferenceSession(
-        str(path if path.is_file() else path / onnx.FILE),
-        sess_options=options,
-        providers=["CPUExecutionProvider"],
-    )
-    return onnx.OnnxPredictor(session, bundle.signature)
+    return onnx.load(path, bundle.signature.windowed(), threads=2)
 
 
 def difference(expected: Mapping[str, Array], found: Mapping[str, Array]) -> Iterator[str]:

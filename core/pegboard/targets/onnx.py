@@ -182,12 +182,12 @@ class OnnxPredictor:
             ) from error
 
 
-def load(path: Path, signature: Signature) -> OnnxPredictor:
-    """Open a model on the CPU, on one thread that does not spin."""
+def load(path: Path, signature: Signature, *, threads: int = 1) -> OnnxPredictor:
+    """Open a model on the CPU, on one thread, or more, that do not spin."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # Errors; they come as exceptions too.

@@ -136,7 +136,7 @@ def check_address(address: str) -> None:
             where="--store",
             remedy="write numpy, faiss, postgresql://HOST/DATABASE or http://HOST:6333 for Qdrant",
         )
-    if re.match(r"[a-z]+://[^/@]*:[^/@]+@", address) or "password=" in address:
+    if re.match(r"[a-z]+://[^/@]*:[^/@]*@", address) or "password=" in address:
         raise SettingsError(
             "the address holds a password, which would be kept in the index",
             where="--store",

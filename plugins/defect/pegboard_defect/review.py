@@ -418,7 +418,8 @@ class _Door:
 
 
 def _problem(path: str, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    if not asks_for_this_machine(headers):
+    is_named_once = sum(name == b"host" for name, _ in headers) == 1
+    if not is_named_once or not asks_for_this_machine(headers):
         return "The host is not this machine; open the address that the command printed."
     # A link on another site may open the page; its script still cannot read it.
     if path != "/" and comes_from_another_site(headers):

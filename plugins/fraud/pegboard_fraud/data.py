@@ -332,10 +332,7 @@ def check(settings: FraudSettings) -> list[Finding]:
     try:
         return [*findings, *_check_splits(settings)]
     except DataError as error:
-        return [
-            *findings,
-            finding_of(error),
-        ]
+        return [*findings, finding_of(error)]
 
 
 def _check_splits(settings: FraudSettings) -> Iterator[Finding]:

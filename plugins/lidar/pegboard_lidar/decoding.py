@@ -132,13 +132,13 @@ def told_around(heat: Array, maps: Array, labels: Array, rows: Array, columns: A
     _, height, width = heat.shape
     total = np.zeros((len(maps), len(rows)), dtype=np.float32)
     weight = np.zeros(len(rows), dtype=np.float32)
+    least = SAY * heat[labels, rows, columns]
     for down, right in NEAR:
         row, column = rows + down, columns + right
         is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         row, column = row.clip(0, height - 1), column.clip(0, width - 1)
         beside = heat[labels, row, column]
-        has_a_say = is_inside & (beside >= SAY * heat[labels, rows, columns])
-        share = np.where(has_a_say, beside, np.float32(0))
+        share = np.where(is_inside & (beside >= least), beside, np.float32(0))
         told = maps[:, row, column]
         told[OFFSET] += np.array([[down], [right]], dtype=np.float32)
         total += share * told

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -297,6 +298,12 @@ def test_a_label_from_elsewhere_is_refused(
     found, answer = page.post(LABEL, **headers)
     assert found == status and answer["error"].endswith(".")
     assert labels.written == []
+
+
+def test_a_request_that_names_no_host_is_refused(page: Page) -> None:
+    with socket.create_connection(("127.0.0.1", page.port), 5) as connection:
+        connection.sendall(b"GET /queue HTTP/1.0\r\n\r\n")
+        assert connection.recv(4096).split(b" ")[1] == b"403"
 
 
 def test_a_label_without_origin_is_refused(page: Page, labels: Labels) -> None:
